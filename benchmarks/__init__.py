@@ -1,0 +1,1 @@
+"""Measurements, apart from the tests: what is fast is shown here, never asserted there."""

@@ -1,0 +1,1 @@
+"""Wire models and task names: all that a caller knows of a service."""

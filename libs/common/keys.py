@@ -1,0 +1,70 @@
+"""Every key, channel and sealing purpose on Redis, defined once.
+
+Broker Redis
+    `<queue>`                 list    Celery's queue (kombu's own name for it)
+    `workers:<queue>`         zset    live consumers: member worker name, score when it counts as gone
+    `claim:<task>:<id>:<n>`   string  the worker that took attempt n of a request
+    `cancel:<id>`             string  the request is not wanted any more
+    `rate:<tenant>:<key>`     string  GCRA's theoretical arrival time, ms
+    `streams:<tenant>:<key>`  zset    open streams: member request id, score when it counts as gone
+    `events:<id>`             stream  events of a stored response, entry id = sequence number + 1
+    `replies:<process>`       channel events for the requests that one gateway process waits for
+    `cancels`                 channel ids of requests to stop
+Cache Redis
+    `embedding:<tenant>:…`    string  sealed vectors by content hash
+    `answer:<tenant>:…`       string  sealed answers by exact request
+"""
+
+from typing import Final
+
+CANCELS: Final = "cancels"
+
+
+def workers(queue: str) -> str:
+    """Live consumers of a queue."""
+    return f"workers:{queue}"
+
+
+def claim(task: str, request_id: str, attempt: int) -> str:
+    """Who took this attempt."""
+    return f"claim:{task}:{request_id}:{attempt}"
+
+
+def cancel(request_id: str) -> str:
+    """Set when a request is to be stopped."""
+    return f"cancel:{request_id}"
+
+
+def rate(tenant_id: str, key_id: str) -> str:
+    """The rate limiter's state of one API key."""
+    return f"rate:{tenant_id}:{key_id}"
+
+
+def streams(tenant_id: str, key_id: str) -> str:
+    """The open streams of one API key."""
+    return f"streams:{tenant_id}:{key_id}"
+
+
+def events(tenant_id: str, request_id: str) -> str:
+    """The resumable events of a stored response."""
+    return f"events:{tenant_id}:{request_id}"
+
+
+def replies(process_id: str) -> str:
+    """The reply channel of one gateway process."""
+    return f"replies:{process_id}"
+
+
+def queue_purpose(queue: str) -> str:
+    """Sealing purpose of a queue's messages: held by its senders and its consumer."""
+    return f"queue.{queue}"
+
+
+REPLIES_PURPOSE: Final = "replies"
+CACHE_PURPOSE: Final = "cache"
+FILES_PURPOSE: Final = "files"
+CHUNKS_PURPOSE: Final = "chunks"
+CONVERSATIONS_PURPOSE: Final = "conversations"
+BATCHES_PURPOSE: Final = "batches"
+IDEMPOTENCY_PURPOSE: Final = "idempotency"
+API_KEYS_PURPOSE: Final = "api_keys"

@@ -1,0 +1,194 @@
+"""Texts to dense vectors, through any OpenAI-compatible embeddings endpoint."""
+
+import asyncio
+import binascii
+import struct
+from base64 import b64decode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import isfinite
+from random import SystemRandom
+from typing import Final
+
+import aiohttp
+from openai import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncOpenAI,
+    AuthenticationError,
+    DefaultAioHttpClient,
+    PermissionDeniedError,
+)
+from pydantic import BaseModel, ValidationError
+
+from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
+
+# A list, because that is the only form the Qdrant client takes without converting it.
+Vector = list[float]
+
+BATCH_TEXTS: Final = 64
+RETRY_WINDOW_SECONDS: Final = 1.0
+_RANDOM: Final = SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """Vectors in the order of the texts, and the tokens the model counted for all of them."""
+
+    vectors: list[Vector]
+    tokens: int
+
+
+class _Usage(BaseModel):
+    total_tokens: int = 0
+
+
+class _Embedding(BaseModel):
+    index: int
+    embedding: str | list[float]
+
+
+class _Reply(BaseModel):
+    data: list[_Embedding]
+    usage: _Usage = _Usage()
+
+
+class Embedder:
+    """A client of one embedding model.
+
+    The connection pool is made on first use, inside the running event loop; one instance serves one loop.
+
+    Args:
+        base_url: address of the OpenAI-compatible API, `/v1` included.
+        api_key: key of that API.
+        model: name of the embedding model.
+        dimension: length of its vectors; any other length is refused.
+        concurrency: batches under way at the same time, over all calls.
+        timeout_seconds: limit of one attempt of one batch.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        model: str,
+        dimension: int,
+        concurrency: int = 2,
+        timeout_seconds: float = 30.0,
+    ) -> None:
+        self.model = model
+        self.dimension = dimension
+        self._base_url = base_url
+        self._api_key = api_key
+        self._timeout_seconds = timeout_seconds
+        self._slots = asyncio.Semaphore(concurrency)
+        self._client: AsyncOpenAI | None = None
+
+    async def embed(self, texts: Sequence[str]) -> EmbedResult:
+        """Embed `texts`, at most 64 to a request.
+
+        Raises:
+            RetryableError: `llm_unavailable` after one more attempt, or `llm_timeout` at once.
+            PermanentError: `llm_auth`, or `llm_bad_response` for what cannot be the vectors asked for.
+        """
+        batches = [texts[start : start + BATCH_TEXTS] for start in range(0, len(texts), BATCH_TEXTS)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._embed_batch(batch)) for batch in batches]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        results = [task.result() for task in tasks]
+        vectors = chain.from_iterable(result.vectors for result in results)
+        return EmbedResult(list(vectors), sum(result.tokens for result in results))
+
+    async def aclose(self) -> None:
+        """Close the connections; a later `embed` opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _embed_batch(self, texts: Sequence[str]) -> EmbedResult:
+        async with self._slots:
+            try:
+                body = await self._post(texts)
+            except RetryableError as error:
+                if error.code is not ErrorCode.LLM_UNAVAILABLE:
+                    raise
+                # Full jitter: callers that failed together do not come back together.
+                await asyncio.sleep(_RANDOM.uniform(0, RETRY_WINDOW_SECONDS))
+                body = await self._post(texts)
+        return self._decode(body, len(texts))
+
+    async def _post(self, texts: Sequence[str]) -> bytes:
+        try:
+            # The raw form, because the SDK's parsing into models costs more than the call itself.
+            response = await self._connected().embeddings.with_raw_response.create(
+                model=self.model, input=list(texts), encoding_format="base64"
+            )
+        except APIError as error:
+            # The cause is left out: it names the endpoint's address.
+            raise _platform_error(error) from None
+        except (aiohttp.ClientError, OSError):
+            # What the SDK's aiohttp transport lets through as it is, such as an answer that is no HTTP.
+            raise RetryableError(ErrorCode.LLM_UNAVAILABLE, "The embedding model could not be reached.") from None
+        return response.content
+
+    def _connected(self) -> AsyncOpenAI:
+        if self._client is None:
+            self._client = AsyncOpenAI(
+                base_url=self._base_url,
+                api_key=self._api_key,
+                max_retries=0,
+                timeout=self._timeout_seconds,
+                http_client=DefaultAioHttpClient(timeout=self._timeout_seconds),
+            )
+        return self._client
+
+    def _decode(self, body: bytes, expected: int) -> EmbedResult:
+        try:
+            reply = _Reply.model_validate_json(body)
+            ordered = sorted(reply.data, key=lambda item: item.index)
+            vectors = [_floats(item.embedding) for item in ordered]
+        except (ValidationError, binascii.Error, struct.error):
+            raise _bad_response("The embedding model's answer could not be read.") from None
+        if [item.index for item in ordered] != list(range(expected)):
+            raise _bad_response(f"The embedding model did not answer with the {expected} vectors asked for.")
+        if any(len(vector) != self.dimension for vector in vectors):
+            raise _bad_response(f"The embedding model's vectors do not have {self.dimension} dimensions.")
+        if not all(isfinite(sum(vector)) for vector in vectors):
+            raise _bad_response("The embedding model's vectors hold values that are not numbers.")
+        return EmbedResult(vectors, reply.usage.total_tokens)
+
+
+def _floats(embedding: str | list[float]) -> Vector:
+    """Base64 of little-endian float32, or a plain list from a server that knows no base64."""
+    if isinstance(embedding, list):
+        return embedding
+    return [value for (value,) in struct.iter_unpack("<f", b64decode(embedding, validate=True))]
+
+
+def _platform_error(error: APIError) -> PlatformError:
+    if isinstance(error, APITimeoutError) and _is_timeout(error):
+        return RetryableError(ErrorCode.LLM_TIMEOUT, "The embedding model did not answer in time.")
+    if isinstance(error, (AuthenticationError, PermissionDeniedError)):
+        return PermanentError(ErrorCode.LLM_AUTH, "The embedding model refused the platform's credentials.")
+    if isinstance(error, APIConnectionError):
+        return RetryableError(ErrorCode.LLM_UNAVAILABLE, "The embedding model could not be reached.")
+    status = error.status_code if isinstance(error, APIStatusError) else 0
+    if status == 429 or status >= 500:
+        return RetryableError(ErrorCode.LLM_UNAVAILABLE, f"The embedding model answered with status {status}.")
+    return _bad_response(f"The embedding model refused the request with status {status}.")
+
+
+def _is_timeout(error: APITimeoutError) -> bool:
+    """Whether time ran out: the SDK's aiohttp transport calls every dropped connection a timeout, too."""
+    transport_error = error.__cause__
+    return transport_error is not None and isinstance(transport_error.__cause__, TimeoutError)
+
+
+def _bad_response(message: str) -> PermanentError:
+    return PermanentError(ErrorCode.LLM_BAD_RESPONSE, message)

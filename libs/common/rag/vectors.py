@@ -1,0 +1,244 @@
+"""Storing and retrieving chunks in Qdrant, always within one tenant.
+
+Every filter is built by `_within`, which cannot be called without a tenant, and every method goes through it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Self
+
+from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from libs.common.contracts.filters import Filter
+from libs.common.errors import ErrorCode, PermanentError, RetryableError
+from libs.common.rag.chunks import (
+    Attributes,
+    RetrievedChunk,
+    ScoredChunk,
+    StoredChunk,
+    from_record,
+    from_scored_point,
+    to_point,
+)
+from libs.common.rag.filtering import attribute_condition
+from libs.common.rag.fusion import BM25, DENSE, HybridWeights, rankings, weighted_sum
+from libs.common.rag.sparse import SparseVector
+
+BATCH_CHUNKS: Final = 64
+PAGE_CHUNKS: Final = 256
+
+_PAYLOAD_INDEXES: Final[dict[str, models.KeywordIndexParams | models.PayloadSchemaType]] = {
+    "tenant_id": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
+    "vector_store_id": models.PayloadSchemaType.KEYWORD,
+    "file_id": models.PayloadSchemaType.KEYWORD,
+    "version": models.PayloadSchemaType.INTEGER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QueryScope:
+    """Whose chunks a query may see: one tenant's, in these of its vector stores."""
+
+    tenant_id: str
+    vector_store_ids: tuple[str, ...]
+
+
+class ChunkCollection:
+    """All tenants' chunks for one embedding model, behind an alias so that a rebuilt collection can take its place.
+
+    Methods raise RetryableError `retrieval_unavailable` where Qdrant is away, overloaded or not yet set up, and
+    PermanentError `server_error` for a request it refuses.
+
+    Args:
+        client: a REST client; `connect` makes one.
+        model: the embedding model's name.
+        dimension: length of its vectors.
+    """
+
+    def __init__(self, client: AsyncQdrantClient, *, model: str, dimension: int) -> None:
+        slug = re.sub(r"[^a-z0-9]+", "-", model.casefold()).strip("-")
+        self.alias = f"chunks__{slug}__{dimension}"
+        self._client = client
+        self._dimension = dimension
+
+    @classmethod
+    def connect(
+        cls, url: str, *, model: str, dimension: int, api_key: str | None = None, timeout_seconds: int = 10
+    ) -> Self:
+        """A collection at `url`; nothing is sent yet."""
+        # The compatibility check is a blocking request on construction.
+        client = AsyncQdrantClient(url=url, api_key=api_key, timeout=timeout_seconds, check_compatibility=False)
+        return cls(client, model=model, dimension=dimension)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def ensure(self) -> None:
+        """Create collection, payload indexes and alias where they are missing; any number of processes may do so."""
+        with _qdrant_errors():
+            # The alias comes last, so where it is, all else is too; it may already point at a later version.
+            aliases = (await self._client.get_aliases()).aliases
+            if any(alias.alias_name == self.alias for alias in aliases):
+                return
+            collection = f"{self.alias}__v1"
+            await self._create(collection)
+            for name, schema in _PAYLOAD_INDEXES.items():
+                await self._client.create_payload_index(collection, name, field_schema=schema, wait=True)
+            create = models.CreateAlias(collection_name=collection, alias_name=self.alias)
+            await self._client.update_collection_aliases([models.CreateAliasOperation(create_alias=create)])
+
+    async def upsert(self, chunks: Sequence[StoredChunk]) -> None:
+        """Store `chunks` durably; storing one again replaces it."""
+        for start in range(0, len(chunks), BATCH_CHUNKS):
+            points = [to_point(chunk) for chunk in chunks[start : start + BATCH_CHUNKS]]
+            with _qdrant_errors():
+                await self._client.upsert(self.alias, points, wait=True)
+
+    async def query(
+        self,
+        scope: QueryScope,
+        dense: Sequence[float],
+        sparse: SparseVector,
+        *,
+        filters: Filter | None = None,
+        limit: int = 10,
+        weights: HybridWeights | None = None,
+        score_threshold: float = 0.0,
+    ) -> list[ScoredChunk]:
+        """The best chunks of `scope`, best first, at most `limit`, none scored below `score_threshold` (0..1)."""
+        asked = rankings(
+            dense,
+            sparse,
+            weights or HybridWeights(),
+            where=_within(scope.tenant_id, vector_store_ids=scope.vector_store_ids, attributes=filters),
+            # So that no tenant's scores depend on, or tell of, the words in another's documents.
+            corpus=_within(scope.tenant_id),
+            limit=limit,
+        )
+        if not asked or not scope.vector_store_ids:
+            return []
+        with _qdrant_errors():
+            answers = await self._client.query_batch_points(self.alias, [ranking.request for ranking in asked])
+        found = weighted_sum(
+            [(ranking.weight, answer.points) for ranking, answer in zip(asked, answers, strict=True)], limit
+        )
+        return [from_scored_point(point, score) for score, point in found if score >= score_threshold]
+
+    async def scroll_file(
+        self, tenant_id: str, vector_store_id: str, file_id: str, version: int
+    ) -> list[RetrievedChunk]:
+        """All chunks of one version of a file, in the order of their positions."""
+        where = _within(tenant_id, vector_store_ids=(vector_store_id,), file_id=file_id, version=version)
+        records, offset = await self._page(where, None)
+        while offset is not None:
+            more, offset = await self._page(where, offset)
+            records += more
+        # Points come in the order of their ids, which are hashes.
+        return sorted(map(from_record, records), key=lambda chunk: chunk.position)
+
+    async def count(self, tenant_id: str, *, vector_store_id: str | None = None, file_id: str | None = None) -> int:
+        """How many chunks a tenant has, in all or in one vector store or of one file."""
+        stores = None if vector_store_id is None else (vector_store_id,)
+        where = _within(tenant_id, vector_store_ids=stores, file_id=file_id)
+        with _qdrant_errors():
+            return (await self._client.count(self.alias, where, exact=True)).count
+
+    async def set_attributes(self, tenant_id: str, vector_store_id: str, file_id: str, attributes: Attributes) -> None:
+        """Replace the attributes on all chunks of a file."""
+        where = _within(tenant_id, vector_store_ids=(vector_store_id,), file_id=file_id)
+        with _qdrant_errors():
+            await self._client.set_payload(self.alias, {"attributes": attributes}, points=where, wait=True)
+
+    async def delete_file(
+        self, tenant_id: str, vector_store_id: str, file_id: str, *, keep_version: int | None = None
+    ) -> None:
+        """Delete a file's chunks, those of every version but `keep_version`, newer ones included."""
+        await self._delete(
+            _within(tenant_id, vector_store_ids=(vector_store_id,), file_id=file_id, other_than_version=keep_version)
+        )
+
+    async def delete_store(self, tenant_id: str, vector_store_id: str) -> None:
+        """Delete all chunks of a vector store."""
+        await self._delete(_within(tenant_id, vector_store_ids=(vector_store_id,)))
+
+    async def delete_tenant(self, tenant_id: str) -> None:
+        """Delete all chunks of a tenant."""
+        await self._delete(_within(tenant_id))
+
+    async def _page(
+        self, where: models.Filter, offset: models.ExtendedPointId | None
+    ) -> tuple[list[models.Record], models.ExtendedPointId | None]:
+        with _qdrant_errors():
+            return await self._client.scroll(self.alias, where, limit=PAGE_CHUNKS, offset=offset)
+
+    async def _delete(self, where: models.Filter) -> None:
+        with _qdrant_errors():
+            await self._client.delete(self.alias, models.FilterSelector(filter=where), wait=True)
+
+    async def _create(self, collection: str) -> None:
+        if await self._client.collection_exists(collection):
+            return
+        try:
+            await self._client.create_collection(
+                collection,
+                vectors_config={DENSE: models.VectorParams(size=self._dimension, distance=models.Distance.COSINE)},
+                sparse_vectors_config={BM25: models.SparseVectorParams(modifier=models.Modifier.IDF)},
+            )
+        except UnexpectedResponse:
+            # Another process was faster, or it is a real failure.
+            if not await self._client.collection_exists(collection):
+                raise
+
+
+def _within(
+    tenant_id: str,
+    *,
+    vector_store_ids: Sequence[str] | None = None,
+    file_id: str | None = None,
+    version: int | None = None,
+    other_than_version: int | None = None,
+    attributes: Filter | None = None,
+) -> models.Filter:
+    if not tenant_id:
+        raise ValueError("a filter needs a tenant")
+    must: list[models.Condition] = [_match("tenant_id", tenant_id)]
+    if vector_store_ids is not None:
+        stores = models.MatchAny(any=list(vector_store_ids))
+        must.append(models.FieldCondition(key="vector_store_id", match=stores))
+    if file_id is not None:
+        must.append(_match("file_id", file_id))
+    if version is not None:
+        must.append(_match("version", version))
+    if attributes is not None:
+        must.append(attribute_condition(attributes))
+    must_not = None if other_than_version is None else [_match("version", other_than_version)]
+    return models.Filter(must=must, must_not=must_not)
+
+
+def _match(key: str, value: str | int) -> models.FieldCondition:
+    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+
+@contextmanager
+def _qdrant_errors() -> Iterator[None]:
+    # Causes are left out: they name addresses, and quote filters and payloads.
+    try:
+        yield
+    except (ResponseHandlingException, ResourceExhaustedResponse):
+        raise _unavailable("could not be reached or is overloaded") from None
+    except UnexpectedResponse as error:
+        status = error.status_code or 500
+        # 404 is the whole collection, so setting it up is all that is missing.
+        if status >= 500 or status in (404, 408, 429):
+            raise _unavailable(f"answered with status {status}") from None
+        message = f"The vector database refused the request with status {status}."
+        raise PermanentError(ErrorCode.SERVER_ERROR, message) from None
+
+
+def _unavailable(what: str) -> RetryableError:
+    return RetryableError(ErrorCode.RETRIEVAL_UNAVAILABLE, f"The vector database {what}.")

@@ -1,0 +1,132 @@
+"""Uploaded files: their records. The bytes are in the blob store, under `blob_id`."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import delete as delete_rows
+from sqlalchemy import insert as insert_row
+
+from libs.common.errors import not_found
+from libs.common.records import vector_stores
+from libs.common.records.database import epoch_now
+from libs.common.records.paging import Page, PageQuery, read_page
+from libs.common.records.tables import files, vector_store_files
+
+PROCESSED = "processed"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """What was uploaded; times are Unix seconds, `sha256` is of the plaintext."""
+
+    id: str
+    tenant_id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    blob_id: str
+    status: str
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file whose bytes are stored; `expires_after_seconds` counts from now."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    blob_id: str
+    expires_after_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedFile:
+    """What a deleted file leaves to be cleared away: its bytes, and its chunks in these vector stores."""
+
+    blob_id: str
+    vector_store_ids: tuple[str, ...]
+
+
+def insert(connection: Connection, tenant_id: str, new: NewFile) -> File:
+    """Record an uploaded file."""
+    now = epoch_now()
+    expires_at = None if new.expires_after_seconds is None else now + new.expires_after_seconds
+    row = connection.execute(
+        insert_row(files)
+        .values(
+            id=new.id,
+            tenant_id=tenant_id,
+            filename=new.filename,
+            purpose=new.purpose,
+            bytes=new.bytes,
+            sha256=new.sha256,
+            blob_id=new.blob_id,
+            status=PROCESSED,
+            created_at=now,
+            expires_at=expires_at,
+        )
+        .returning(files)
+    )
+    return File(**row.mappings().one())
+
+
+def get(connection: Connection, tenant_id: str, file_id: str, *, lock: bool = False) -> File:
+    """One file; with `lock`, it stays until the end of the transaction.
+
+    Raises:
+        PermanentError: NOT_FOUND, for a missing, foreign or expired file alike.
+    """
+    found = select(files).where(files.c.id == file_id, *_visible(tenant_id))
+    if lock:
+        found = found.with_for_update(read=True, key_share=True)
+    row = connection.execute(found).mappings().one_or_none()
+    if row is None:
+        raise not_found("file", file_id)
+    return File(**row)
+
+
+def blob_id_of(connection: Connection, tenant_id: str, file_id: str) -> str:
+    """Where the bytes of a file are, expired or not; the file must be there."""
+    found = select(files.c.blob_id).where(files.c.id == file_id, files.c.tenant_id == tenant_id)
+    blob_id: str = connection.execute(found).scalar_one()
+    return blob_id
+
+
+def list_page(connection: Connection, tenant_id: str, query: PageQuery, *, purpose: str | None = None) -> Page[File]:
+    """A page of a tenant's files, of one purpose or of all.
+
+    Raises:
+        PermanentError: INVALID_CURSOR.
+    """
+    filters = [] if purpose is None else [files.c.purpose == purpose]
+    keys = (files.c.created_at, files.c.id)
+    page = read_page(connection, select(files), keys, query, scope=_visible(tenant_id), filters=filters)
+    return page.of(lambda row: File(**row))
+
+
+def delete(connection: Connection, tenant_id: str, file_id: str) -> DeletedFile:
+    """Remove a file's record and detach it from every vector store, so that it answers no longer.
+
+    Raises:
+        PermanentError: NOT_FOUND.
+    """
+    # Everybody locks a file before a vector store and that before what is attached, or two could wait for each other.
+    found = select(files.c.blob_id).where(files.c.id == file_id, files.c.tenant_id == tenant_id).with_for_update()
+    blob_id = connection.execute(found).scalar_one_or_none()
+    if blob_id is None:
+        raise not_found("file", file_id)
+    attached = (vector_store_files.c.file_id == file_id, vector_store_files.c.tenant_id == tenant_id)
+    store_ids = connection.execute(select(vector_store_files.c.vector_store_id).where(*attached)).scalars().all()
+    vector_stores.bump_revision(connection, tenant_id, store_ids)
+    connection.execute(delete_rows(vector_store_files).where(*attached))
+    connection.execute(delete_rows(files).where(files.c.id == file_id, files.c.tenant_id == tenant_id))
+    return DeletedFile(blob_id, tuple(store_ids))
+
+
+def _visible(tenant_id: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return files.c.tenant_id == tenant_id, or_(files.c.expires_at.is_(None), files.c.expires_at > epoch_now())

@@ -1,0 +1,249 @@
+"""Vector stores: their records, what they hold in sum, and which versions of their files may answer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    func,
+    not_,
+    select,
+)
+from sqlalchemy import (
+    delete as delete_rows,
+)
+from sqlalchemy import (
+    insert as insert_row,
+)
+from sqlalchemy import (
+    update as update_rows,
+)
+
+from libs.common.errors import not_found
+from libs.common.records.database import epoch_now
+from libs.common.records.paging import Page, PageQuery, read_page
+from libs.common.records.tables import vector_store_files, vector_stores
+
+_DAY_SECONDS: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class VectorStore:
+    """A set of files to search. `revision` grows with every change of what it would answer; times are Unix seconds."""
+
+    id: str
+    tenant_id: str
+    name: str
+    metadata: dict[str, str]
+    expires_after: dict[str, Any] | None
+    expires_at: float | None
+    revision: int
+    created_at: float
+    last_active_at: float
+    expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileCounts:
+    """The files of a vector store or batch by status, and the bytes that their chunks take."""
+
+    in_progress: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    usage_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.in_progress + self.completed + self.failed + self.cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFile:
+    """The version of a file whose chunks may answer."""
+
+    version: int
+    filename: str
+
+
+def create(
+    connection: Connection,
+    tenant_id: str,
+    *,
+    store_id: str,
+    name: str,
+    metadata: Mapping[str, str],
+    expires_after_days: int | None = None,
+) -> VectorStore:
+    """Record a new, empty vector store; it expires so many days after it was last used."""
+    now = epoch_now()
+    connection.execute(
+        insert_row(vector_stores).values(
+            id=store_id,
+            tenant_id=tenant_id,
+            name=name,
+            metadata=dict(metadata),
+            revision=1,
+            created_at=now,
+            last_active_at=now,
+            **_expiry(expires_after_days, now),
+        )
+    )
+    return get(connection, tenant_id, store_id)
+
+
+def get(connection: Connection, tenant_id: str, store_id: str) -> VectorStore:
+    """One vector store, expired ones included.
+
+    Raises:
+        PermanentError: NOT_FOUND, for a missing one and a foreign one alike.
+    """
+    row = connection.execute(_rows().where(*_is(tenant_id, store_id))).mappings().one_or_none()
+    if row is None:
+        raise not_found("vector store", store_id)
+    return VectorStore(**row)
+
+
+def list_page(connection: Connection, tenant_id: str, query: PageQuery) -> Page[VectorStore]:
+    """A page of a tenant's vector stores.
+
+    Raises:
+        PermanentError: INVALID_CURSOR.
+    """
+    keys = (vector_stores.c.created_at, vector_stores.c.id)
+    page = read_page(connection, _rows(), keys, query, scope=[vector_stores.c.tenant_id == tenant_id])
+    return page.of(lambda row: VectorStore(**row))
+
+
+def update(
+    connection: Connection,
+    tenant_id: str,
+    store_id: str,
+    *,
+    name: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    expires_after_days: int | None = None,
+) -> VectorStore:
+    """Change what is given; 0 days means never to expire.
+
+    Raises:
+        PermanentError: NOT_FOUND.
+    """
+    changes: dict[str, Any] = {"last_active_at": epoch_now()}
+    if name is not None:
+        changes["name"] = name
+    if metadata is not None:
+        changes["metadata"] = dict(metadata)
+    if expires_after_days is not None:
+        changes |= _expiry(expires_after_days or None, epoch_now())
+    connection.execute(update_rows(vector_stores).where(*_is(tenant_id, store_id)).values(**changes))
+    return get(connection, tenant_id, store_id)
+
+
+def delete(connection: Connection, tenant_id: str, store_id: str) -> None:
+    """Remove a vector store with what is attached to it; the files themselves stay.
+
+    Raises:
+        PermanentError: NOT_FOUND.
+    """
+    if connection.execute(delete_rows(vector_stores).where(*_is(tenant_id, store_id))).rowcount == 0:
+        raise not_found("vector store", store_id)
+
+
+def require_stores(connection: Connection, tenant_id: str, store_ids: Iterable[str]) -> list[VectorStore]:
+    """The vector stores that are to be searched or added to, in the order asked for.
+
+    Raises:
+        PermanentError: NOT_FOUND, for a missing, foreign or expired one alike.
+    """
+    wanted = list(dict.fromkeys(store_ids))
+    rows = connection.execute(
+        _rows().where(vector_stores.c.tenant_id == tenant_id, vector_stores.c.id.in_(wanted))
+    ).mappings()
+    found = {store.id: store for row in rows if not (store := VectorStore(**row)).expired}
+    for store_id in wanted:
+        if store_id not in found:
+            raise not_found("vector store", store_id)
+    return [found[store_id] for store_id in wanted]
+
+
+def touch(connection: Connection, tenant_id: str, store_ids: Sequence[str]) -> None:
+    """Note that these were used, which puts off their expiry; a row is then locked until the transaction ends."""
+    now = epoch_now()
+    connection.execute(
+        update_rows(vector_stores)
+        .where(vector_stores.c.tenant_id == tenant_id, vector_stores.c.id.in_(store_ids), not_(_expired()))
+        .values(last_active_at=now, expires_at=now + (vector_stores.c.expires_at - vector_stores.c.last_active_at))
+    )
+
+
+def bump_revision(connection: Connection, tenant_id: str, store_ids: Iterable[str]) -> None:
+    """Note that these would now answer otherwise; their rows are then locked until the transaction ends."""
+    # One at a time and in order, so that two transactions never wait for each other.
+    for store_id in sorted(store_ids):
+        connection.execute(
+            update_rows(vector_stores).where(*_is(tenant_id, store_id)).values(revision=vector_stores.c.revision + 1)
+        )
+
+
+def counts(connection: Connection, tenant_id: str, store_ids: Sequence[str]) -> dict[str, FileCounts]:
+    """The counts of each vector store, in one query."""
+    return grouped_counts(connection, tenant_id, vector_store_files.c.vector_store_id, store_ids)
+
+
+def grouped_counts(
+    connection: Connection, tenant_id: str, group: ColumnElement[str], ids: Sequence[str]
+) -> dict[str, FileCounts]:
+    """The counts of attached files by a column, such as the vector store's or the file batch's id, for these ids."""
+    status = vector_store_files.c.status
+    rows = connection.execute(
+        select(group, status, func.count(), func.sum(vector_store_files.c.usage_bytes))
+        .where(vector_store_files.c.tenant_id == tenant_id, group.in_(ids))
+        .group_by(group, status)
+    ).all()
+    found: dict[str, dict[str, int]] = {identifier: {"usage_bytes": 0} for identifier in ids}
+    for identifier, state, count, usage_bytes in rows:
+        found[identifier][state] = count
+        found[identifier]["usage_bytes"] += int(usage_bytes)
+    return {identifier: FileCounts(**fields) for identifier, fields in found.items()}
+
+
+def live_files(
+    connection: Connection, tenant_id: str, store_ids: Sequence[str], file_ids: Sequence[str] | None = None
+) -> dict[tuple[str, str], LiveFile]:
+    """What may answer, by vector store and file; a retrieved chunk of any other version must be dropped.
+
+    Args:
+        file_ids: the files asked about; all when None.
+    """
+    attached = vector_store_files.c
+    query = select(attached.vector_store_id, attached.file_id, attached.live_version, attached.filename).where(
+        attached.tenant_id == tenant_id, attached.vector_store_id.in_(store_ids), attached.live_version > 0
+    )
+    if file_ids is not None:
+        query = query.where(attached.file_id.in_(file_ids))
+    rows = connection.execute(query)
+    return {(store_id, file_id): LiveFile(version, filename) for store_id, file_id, version, filename in rows}
+
+
+def _rows() -> Select[Any]:
+    return select(vector_stores, _expired().label("expired"))
+
+
+def _expired() -> ColumnElement[bool]:
+    # Both parts, so that it is never NULL.
+    return and_(vector_stores.c.expires_at.is_not(None), vector_stores.c.expires_at <= epoch_now())
+
+
+def _is(tenant_id: str, store_id: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return vector_stores.c.id == store_id, vector_stores.c.tenant_id == tenant_id
+
+
+def _expiry(days: int | None, now: ColumnElement[float]) -> dict[str, Any]:
+    if days is None:
+        return {"expires_after": None, "expires_at": None}
+    return {"expires_after": {"anchor": "last_active_at", "days": days}, "expires_at": now + days * _DAY_SECONDS}

@@ -1,0 +1,145 @@
+"""From ledger to queue: a bounded window of messages per tenant, and a reconciler that mends what was lost.
+
+Runs in every process that submits or works on jobs. Dispatching is safe anywhere at any time, because a row is marked
+before its message is pushed; the repairs are done by one process at a time, the holder of a lease row per queue.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from libs.common import ledger, metrics, reconciling
+from libs.common.contracts.base import Queue
+from libs.common.errors import PlatformError
+from libs.common.logs import get_logger
+from libs.common.records.database import Database
+from libs.common.settings import CommonSettings
+from libs.common.tasks.broker import BrokerClock
+from libs.common.tasks.publisher import Publisher
+from libs.common.tasks.wire import Envelope, MessageSealer
+
+_log = get_logger(__name__)
+_ROUND = 256
+# A message may have been popped and its claim still be on its way to the database.
+_LOST_AFTER_SECONDS = 3.0
+# In a queue that never empties, a message popped by a worker that died is noticed by its age alone.
+_SURELY_LOST_AFTER_SECONDS = 120.0
+
+
+class Dispatcher:
+    """Keeps the queues filled from the ledger.
+
+    Args:
+        queues: the job queues whose keys this process holds.
+        holder: a name for this process in the lease rows.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        publisher: Publisher,
+        messages: MessageSealer,
+        clock: BrokerClock,
+        settings: CommonSettings,
+        *,
+        queues: Sequence[Queue],
+        holder: str,
+    ) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._messages = messages
+        self._clock = clock
+        self._settings = settings
+        self._queues = tuple(queues)
+        self._holder = holder
+        self._nudged = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to dispatch and reconcile."""
+        self._task = asyncio.create_task(self._run(), name="dispatcher")
+
+    async def stop(self) -> None:
+        """Stop; what was not dispatched waits in the ledger."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def nudge(self) -> None:
+        """A job was committed, or a place in a window became free."""
+        self._nudged.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_repair = loop.time()
+        while True:
+            self._nudged.clear()
+            repair = loop.time() >= next_repair
+            if repair:
+                next_repair = loop.time() + self._settings.reconcile_interval_seconds
+            for queue in self._queues:
+                await self._guarded(queue, repair=repair)
+            try:
+                async with asyncio.timeout_at(next_repair):
+                    await self._nudged.wait()
+            except TimeoutError:
+                continue
+
+    async def _guarded(self, queue: Queue, *, repair: bool) -> None:
+        try:
+            if repair:
+                await self._repair(queue)
+            await self._dispatch(queue)
+        except (PlatformError, SQLAlchemyError, RedisError) as error:
+            # Nothing is lost: the rows stay as they are and the next round tries again.
+            _log.warning("dispatch round failed", queue=queue, error=type(error).__name__)
+
+    async def _dispatch(self, queue: Queue) -> None:
+        window = self._settings.dispatch_window_per_tenant
+        jobs = await self._database.write(
+            lambda connection: reconciling.take_dispatchable(connection, queue, window=window, limit=_ROUND)
+        )
+        if not jobs:
+            return
+        messages = [self._message(queue, *job) for job in jobs]
+        pushes = [self._publisher.push(queue, message) for message in messages]
+        outcomes = await asyncio.gather(*pushes, return_exceptions=True)
+        unsent = [job[0] for job, outcome in zip(jobs, outcomes, strict=True) if isinstance(outcome, BaseException)]
+        if unsent:
+            await self._database.write(lambda connection: reconciling.undo_dispatch(connection, unsent))
+            _log.warning("messages could not be pushed", queue=queue, count=len(unsent))
+        elif len(jobs) == _ROUND:
+            self.nudge()
+
+    def _message(self, queue: Queue, job_id: str, tenant_id: str, task: str) -> bytes:
+        envelope = Envelope(id=job_id, task=task, tenant_id=tenant_id, issued_at=self._clock.now())
+        return self._messages.seal(queue, envelope, b"{}")
+
+    async def _repair(self, queue: Queue) -> None:
+        seconds = max(5.0, 3 * self._settings.reconcile_interval_seconds)
+        leads = await self._database.write(
+            lambda connection: reconciling.take_lease(connection, f"reconcile:{queue}", self._holder, seconds=seconds)
+        )
+        if not leads:
+            return
+        reaped = await self._database.write(lambda connection: ledger.reap_expired(connection, queue))
+        if reaped:
+            _log.warning("leases expired", queue=queue, jobs=reaped[:20], count=len(reaped))
+        empty = await self._publisher.depth(queue) == 0
+        older_than_seconds = _LOST_AFTER_SECONDS if empty else _SURELY_LOST_AFTER_SECONDS
+        lost = await self._database.write(
+            lambda connection: reconciling.forget_lost_messages(
+                connection, queue, older_than_seconds=older_than_seconds
+            )
+        )
+        if lost:
+            _log.warning("messages were lost on the way", queue=queue, count=lost)
+        await self._measure(queue)
+
+    async def _measure(self, queue: Queue) -> None:
+        counts = await self._database.read(lambda connection: reconciling.counts(connection, queue))
+        for (kind, state), count in counts.items():
+            metrics.JOBS.labels(kind=kind, state=state).set(count)
+        metrics.QUEUE_DEPTH.labels(queue=queue).set(await self._publisher.depth(queue))

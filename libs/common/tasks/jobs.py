@@ -1,0 +1,212 @@
+"""The worker's side of the job lane: claim, heartbeat, handler, end.
+
+A handler gets a `JobRun`. Its steps must be idempotent, because a job whose worker dies is run again; its last step is
+committed together with the job's end by `JobRun.finish`, under the fencing token.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from libs.common import ledger, logs, metrics
+from libs.common.contracts.base import JobSpec
+from libs.common.errors import ErrorCode, PlatformError, RetryableError
+from libs.common.ledger import ClaimedJob, LeaseLostError
+from libs.common.records.database import Database
+from libs.common.records.dead_jobs import mark_dead
+from libs.common.settings import CommonSettings
+from libs.common.tasks.dispatcher import Dispatcher
+from libs.common.tasks.heartbeat import Heartbeat, HeldJob, Reason
+from libs.common.tasks.observed import handling_job
+from libs.common.tasks.wire import Envelope, MessageSealer
+
+_log = logs.get_logger(__name__)
+_STEP_SECONDS: Final = 600.0
+
+
+class JobRun:
+    """One attempt at a job, as its handler sees it.
+
+    Attributes:
+        is_last_try: whether a failure of this attempt will be the job's last.
+    """
+
+    def __init__(self, claimed: ClaimedJob, database: Database, dispatcher: Dispatcher, *, is_last_try: bool) -> None:
+        self.is_last_try = is_last_try
+        self._claimed = claimed
+        self._database = database
+        self._dispatcher = dispatcher
+        self.finished = False
+
+    @property
+    def id(self) -> str:
+        return self._claimed.id
+
+    @property
+    def tenant_id(self) -> str:
+        return self._claimed.tenant_id
+
+    async def progress(self, done: int, total: int) -> None:
+        """Let pollers see how far the job is.
+
+        Raises:
+            LeaseLostError: this attempt no longer holds the job.
+        """
+        await self._database.write(
+            lambda connection: ledger.report_progress(
+                connection, self._claimed.id, self._claimed.attempt, done=done, total=total
+            )
+        )
+
+    async def write(self, step: Callable[[Connection], None]) -> None:
+        """Commit a step, if this attempt still holds the job.
+
+        Raises:
+            LeaseLostError: it does not; nothing was written.
+        """
+
+        def guarded(connection: Connection) -> None:
+            ledger.check(connection, self._claimed.id, self._claimed.attempt)
+            step(connection)
+
+        await self._database.write(guarded)
+
+    async def finish(self, last_step: Callable[[Connection], object] | None = None) -> None:
+        """Commit the last step and the job's success together.
+
+        Raises:
+            LeaseLostError: this attempt no longer holds the job; nothing was written.
+        """
+
+        def guarded(connection: Connection) -> None:
+            ledger.succeed(connection, self._claimed.id, self._claimed.attempt)
+            if last_step is not None:
+                last_step(connection)
+
+        await self._database.write(guarded)
+        self.finished = True
+
+    def nudge(self) -> None:
+        """The job submitted further jobs: have them dispatched at once."""
+        self._dispatcher.nudge()
+
+
+# Handlers are generic in their own request; the registry holds them all.
+JobHandler = Callable[[Any, JobRun], Awaitable[None]]
+
+
+class JobLane:
+    """Runs jobs on the worker's event loop."""
+
+    def __init__(
+        self, worker: str, database: Database, messages: MessageSealer, dispatcher: Dispatcher, settings: CommonSettings
+    ) -> None:
+        self._worker = worker
+        self._database = database
+        self._messages = messages
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._heartbeat = Heartbeat(database, settings, asyncio.get_running_loop())
+        self._runs: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to renew leases."""
+        self._heartbeat.start()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Let what runs finish for a while, then hand the rest back to the ledger."""
+        # Whole runs, not only handlers: a claim may be under way, and handing back takes a commit.
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=grace_seconds)
+        for held in self._heartbeat.held():
+            held.stop("draining")
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=5.0)
+        await asyncio.to_thread(self._heartbeat.stop)
+
+    async def run(self, spec: JobSpec[Any], handler: JobHandler, envelope: Envelope) -> None:
+        """Run one message: claim its job, and see it to an end or back into the ledger."""
+        run = asyncio.create_task(self._run(spec, handler, envelope))
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+        await run
+
+    async def _run(self, spec: JobSpec[Any], handler: JobHandler, envelope: Envelope) -> None:
+        claimed = await self._database.write(
+            lambda connection: ledger.claim(
+                connection, envelope.id, self._worker, lease_seconds=self._settings.lease_seconds
+            )
+        )
+        if claimed is None:
+            # A copy of a message whose job runs or has ended: harmless, and expected after repairs.
+            metrics.REFUSED_MESSAGES.labels(reason="not_claimable").inc()
+            return
+        task = asyncio.create_task(self._work(spec, handler, claimed))
+        held = HeldJob(task, claimed.attempt, asyncio.get_running_loop().time() + _STEP_SECONDS)
+        self._heartbeat.hold(claimed.id, held)
+        try:
+            await asyncio.wait([task])
+            if task.cancelled():
+                await self._end_stopped(claimed, held.reason)
+        finally:
+            self._heartbeat.let_go(claimed.id)
+            self._dispatcher.nudge()
+
+    async def _work(self, spec: JobSpec[Any], handler: JobHandler, claimed: ClaimedJob) -> None:
+        is_last_try = claimed.failures + 1 >= self._settings.max_attempts
+        job = JobRun(claimed, self._database, self._dispatcher, is_last_try=is_last_try)
+        with handling_job(claimed):
+            try:
+                body = self._messages.open_job_request(claimed.queue, claimed.id, claimed.sealed_request)
+                await handler(spec.request.model_validate_json(body), job)
+                if not job.finished:
+                    await job.finish()
+            except LeaseLostError:
+                _log.warning("another worker has this job now", attempt=claimed.attempt)
+            except PlatformError as error:
+                await self._fail(claimed, error)
+            except Exception as error:  # noqa: BLE001 - the process boundary: log, fail the job, live on
+                _log.error("job handler failed", task=spec.name, exc_info=error)
+                await self._fail(claimed, RetryableError(ErrorCode.SERVER_ERROR, "The server failed on this job."))
+
+    async def _fail(self, claimed: ClaimedJob, error: PlatformError) -> None:
+        _log.info("job attempt failed", code=error.code.value, failures=claimed.failures + 1)
+
+        def record(connection: Connection) -> bool:
+            dead = ledger.fail(
+                connection,
+                claimed.id,
+                claimed.attempt,
+                error,
+                failures=claimed.failures,
+                max_attempts=self._settings.max_attempts,
+            )
+            if dead:
+                mark_dead(
+                    connection,
+                    name=claimed.name,
+                    job_id=claimed.id,
+                    tenant_id=claimed.tenant_id,
+                    resource_id=claimed.resource_id,
+                    error=error,
+                )
+            return dead
+
+        try:
+            if await self._database.write(record):
+                metrics.DEAD_LETTERS.labels(kind=claimed.name).inc()
+        except LeaseLostError:
+            _log.warning("another worker has this job now", attempt=claimed.attempt)
+
+    async def _end_stopped(self, claimed: ClaimedJob, reason: Reason | None) -> None:
+        if reason == "overdue":
+            await self._fail(claimed, RetryableError(ErrorCode.DEADLINE_EXCEEDED, "The job took longer than allowed."))
+            return
+        end = ledger.end_cancelled if reason == "cancelled" else ledger.release
+        try:
+            if reason != "lost":
+                await self._database.write(lambda connection: end(connection, claimed.id, claimed.attempt))
+        except LeaseLostError:
+            _log.warning("another worker has this job now", attempt=claimed.attempt)

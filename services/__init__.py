@@ -1,0 +1,1 @@
+"""The separately deployed services. They never import one another."""

@@ -1,0 +1,1 @@
+"""The batch service: validates, shards and finalises batches."""

@@ -1,0 +1,99 @@
+"""Retrieval over Qdrant: embed, one hybrid query, check each hit against the records' live versions, unseal."""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final
+
+import orjson
+
+from libs.common import keys, metrics
+from libs.common.contracts.chat import Retrieval
+from libs.common.errors import PermanentError
+from libs.common.keyring import Keyring
+from libs.common.logs import get_logger
+from libs.common.rag.chunks import ScoredChunk
+from libs.common.rag.embedder import Embedder, Vector
+from libs.common.rag.fusion import HybridWeights
+from libs.common.rag.sparse import encode_query
+from libs.common.rag.vectors import ChunkCollection, QueryScope
+from libs.common.records import vector_stores
+from libs.common.records.database import Database
+from libs.common.records.vector_stores import LiveFile
+from services.chat.ports import Passage
+
+_log = get_logger(__name__)
+# While a file's version changes its chunks are there twice: old ones must not crowd out those that count.
+_HITS_PER_PASSAGE: Final = 2
+
+
+class HybridRetriever:
+    """The `Retriever` of the running service."""
+
+    def __init__(self, database: Database, collection: ChunkCollection, embedder: Embedder, keyring: Keyring) -> None:
+        self._database = database
+        self._collection = collection
+        self._embedder = embedder
+        self._sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
+
+    async def retrieve(self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval) -> list[Passage]:
+        """See `Retriever`. Several queries are merged: a passage keeps its best score."""
+        store_ids = retrieval.vector_store_ids
+        await self._database.read(lambda connection: vector_stores.require_stores(connection, tenant_id, store_ids))
+        with metrics.stage("embed"):
+            vectors = (await self._embedder.embed(queries)).vectors
+        with metrics.stage("retrieve"):
+            hits = await self._hits(tenant_id, queries, vectors, retrieval)
+            # Read after the query, so that a version that went live meanwhile is judged by what holds now.
+            file_ids = sorted({hit.file_id for hit in hits})
+            live = await self._database.read(
+                lambda connection: vector_stores.live_files(connection, tenant_id, store_ids, file_ids)
+            )
+        passages = (self._passage(tenant_id, hit, live) for hit in hits)
+        return list(islice((passage for passage in passages if passage is not None), retrieval.max_num_results))
+
+    async def _hits(
+        self, tenant_id: str, queries: Sequence[str], vectors: Sequence[Vector], retrieval: Retrieval
+    ) -> list[ScoredChunk]:
+        best: dict[str, ScoredChunk] = {}
+        for query, vector in zip(queries, vectors, strict=True):
+            for chunk in await self._query(tenant_id, query, vector, retrieval):
+                if chunk.id not in best or chunk.score > best[chunk.id].score:
+                    best[chunk.id] = chunk
+        return sorted(best.values(), key=lambda chunk: -chunk.score)
+
+    async def _query(self, tenant_id: str, query: str, vector: Vector, retrieval: Retrieval) -> list[ScoredChunk]:
+        return await self._collection.query(
+            QueryScope(tenant_id, retrieval.vector_store_ids),
+            vector,
+            encode_query(query),
+            filters=retrieval.filters,
+            limit=retrieval.max_num_results * _HITS_PER_PASSAGE,
+            weights=HybridWeights(retrieval.embedding_weight, retrieval.text_weight),
+            score_threshold=retrieval.score_threshold,
+        )
+
+    def _passage(self, tenant_id: str, chunk: ScoredChunk, live: dict[tuple[str, str], LiveFile]) -> Passage | None:
+        """The hit as a passage; None when the record says that it no longer counts, or when it is damaged."""
+        file = live.get((chunk.vector_store_id, chunk.file_id))
+        if file is None or file.version != chunk.version:
+            return None
+        context = (tenant_id, chunk.vector_store_id, chunk.file_id, str(chunk.version), str(chunk.position))
+        try:
+            content = orjson.loads(self._sealer.open(chunk.sealed, *context))
+        except PermanentError:
+            # One damaged chunk must not silence the rest of its store.
+            metrics.SEAL_FAILURES.labels(purpose=keys.CHUNKS_PURPOSE).inc()
+            _log.error("a chunk cannot be unsealed and was left out", file_id=chunk.file_id, position=chunk.position)
+            return None
+        return Passage(
+            vector_store_id=chunk.vector_store_id,
+            file_id=chunk.file_id,
+            filename=file.filename,
+            text=content["text"],
+            score=chunk.score,
+            page=content["page"],
+            start=content["start"],
+            end=content["end"],
+            heading_path=tuple(content["heading_path"]),
+            attributes=chunk.attributes,
+        )

@@ -1,0 +1,1 @@
+"""The conversations service: the only holder of the conversation key."""

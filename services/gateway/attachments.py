@@ -1,0 +1,153 @@
+"""Files in vector stores: changes of the records, with the jobs that follow from them in the same transaction.
+
+The record is always first, so what is deleted stops answering at once; its chunks and bytes go by a job.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from libs.common import ledger
+from libs.common.contracts.ingest import (
+    INGEST_FILE,
+    PURGE_BLOB,
+    PURGE_FILE,
+    PURGE_STORE,
+    IngestFile,
+    PurgeBlob,
+    PurgeFile,
+    PurgeStore,
+)
+from libs.common.records import file_versions, files, vector_store_files, vector_stores
+from libs.common.records.vector_store_files import AttachedFile, Attributes, FileKey
+from libs.common.tasks.submission import submit
+from libs.common.tasks.wire import MessageSealer
+
+# A worker learns within seconds that its job was cancelled; what it wrote until then is cleared away after that.
+_CANCELLED_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A file to be attached, and how; `chunking` is OpenAI's JSON."""
+
+    file_id: str
+    attributes: Attributes
+    chunking: Mapping[str, Any]
+
+
+def attach_file(
+    connection: Connection,
+    messages: MessageSealer,
+    tenant_id: str,
+    store_id: str,
+    wanted: Wanted,
+    *,
+    file_batch_id: str | None = None,
+) -> AttachedFile:
+    """Attach a file and submit the job that makes it searchable, unless it is so already or under way.
+
+    Raises:
+        PermanentError: NOT_FOUND for the file or the vector store.
+    """
+    file = files.get(connection, tenant_id, wanted.file_id, lock=True)
+    attached, begun = vector_store_files.attach(
+        connection,
+        store_id,
+        file,
+        attributes=wanted.attributes,
+        chunking=wanted.chunking,
+        file_batch_id=file_batch_id,
+    )
+    if not begun:
+        return attached
+    key = FileKey(tenant_id, store_id, file.id)
+    return vector_store_files.set_job(connection, key, _ingest(connection, messages, key, attached.latest_version))
+
+
+def update_attributes(
+    connection: Connection, messages: MessageSealer, key: FileKey, attributes: Attributes
+) -> AttachedFile:
+    """Replace a file's attributes; those of chunks that answer already are brought up to date by a job.
+
+    Raises:
+        PermanentError: NOT_FOUND.
+    """
+    attached = vector_store_files.update_attributes(connection, key, attributes)
+    if attached.live_version:
+        _ingest(connection, messages, key, attached.live_version)
+    return attached
+
+
+def detach_file(connection: Connection, messages: MessageSealer, key: FileKey) -> None:
+    """Take a file out of a vector store.
+
+    Raises:
+        PermanentError: NOT_FOUND.
+    """
+    vector_store_files.detach(connection, key)
+    _purge_file(connection, messages, key)
+
+
+def delete_file(connection: Connection, messages: MessageSealer, tenant_id: str, file_id: str) -> None:
+    """Delete a file, out of every vector store as well.
+
+    Raises:
+        PermanentError: NOT_FOUND.
+    """
+    deleted = files.delete(connection, tenant_id, file_id)
+    for store_id in deleted.vector_store_ids:
+        _purge_file(connection, messages, FileKey(tenant_id, store_id, file_id))
+    blob = PurgeBlob(blob_id=deleted.blob_id)
+    submit(connection, messages, PURGE_BLOB, blob, tenant_id=tenant_id, resource_id=file_id)
+
+
+def delete_store(connection: Connection, messages: MessageSealer, tenant_id: str, store_id: str) -> None:
+    """Delete a vector store; the files in it stay.
+
+    Raises:
+        PermanentError: NOT_FOUND.
+    """
+    vector_stores.delete(connection, tenant_id, store_id)
+    request = PurgeStore(vector_store_id=store_id)
+    submit(connection, messages, PURGE_STORE, request, tenant_id=tenant_id, resource_id=store_id)
+
+
+def cancel_job(connection: Connection, messages: MessageSealer, tenant_id: str, job_id: str) -> None:
+    """Stop a job, and let the file that it was to make searchable show that.
+
+    Raises:
+        PermanentError: NOT_FOUND or JOB_NOT_CANCELLABLE.
+    """
+    ledger.cancel(connection, tenant_id, job_id)
+    for key in file_versions.cancel(connection, tenant_id, job_id):
+        _purge_file(connection, messages, key, delay_seconds=_CANCELLED_SECONDS)
+
+
+def requeue_job(connection: Connection, tenant_id: str, job_id: str) -> None:
+    """Give a failed job new tries, and let the file that it is to make searchable show that.
+
+    Raises:
+        PermanentError: NOT_FOUND or JOB_NOT_REQUEUEABLE.
+    """
+    ledger.requeue(connection, tenant_id, job_id)
+    file_versions.resume(connection, tenant_id, job_id)
+
+
+def _ingest(connection: Connection, messages: MessageSealer, key: FileKey, version: int) -> str:
+    request = IngestFile(vector_store_id=key.vector_store_id, file_id=key.file_id, version=version)
+    return submit(connection, messages, INGEST_FILE, request, tenant_id=key.tenant_id, resource_id=key.file_id)
+
+
+def _purge_file(connection: Connection, messages: MessageSealer, key: FileKey, *, delay_seconds: float = 0.0) -> None:
+    submit(
+        connection,
+        messages,
+        PURGE_FILE,
+        PurgeFile(vector_store_id=key.vector_store_id, file_id=key.file_id),
+        tenant_id=key.tenant_id,
+        resource_id=key.file_id,
+        delay_seconds=delay_seconds,
+    )

@@ -1,0 +1,147 @@
+"""What routes are given: the gateway's adapters, the principal, and an admitted request."""
+
+import asyncio
+import os
+import socket
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from libs.common import health, keys
+from libs.common.blobs import BlobStore
+from libs.common.contracts.base import Queue
+from libs.common.errors import ErrorCode, RetryableError
+from libs.common.keyring import Keyring, load_keyring
+from libs.common.logs import bind_context, get_logger
+from libs.common.records.database import Database
+from libs.common.tasks.broker import BrokerClock, BrokerConnection
+from libs.common.tasks.caller import Caller
+from libs.common.tasks.dispatcher import Dispatcher
+from libs.common.tasks.publisher import Consumers, Publisher
+from libs.common.tasks.reply_hub import EventLog, ReplyHub
+from libs.common.tasks.wire import MessageSealer
+from services.gateway.auth import Authenticator, Principal
+from services.gateway.settings import GatewaySettings
+
+_log = get_logger(__name__)
+JOB_QUEUES = (Queue.INGEST, Queue.BATCH, Queue.CHAT_JOBS, Queue.CONVERSATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The adapters of one gateway process, made once on its event loop."""
+
+    settings: GatewaySettings
+    keyring: Keyring
+    database: Database
+    blobs: BlobStore
+    messages: MessageSealer
+    broker: BrokerConnection
+    clock: BrokerClock
+    publisher: Publisher
+    consumers: Consumers
+    hub: ReplyHub
+    caller: Caller
+    dispatcher: Dispatcher
+    events: EventLog
+    authenticator: Authenticator
+    readiness: health.Readiness
+
+    @classmethod
+    def connect(cls, settings: GatewaySettings) -> "Gateway":
+        """Make every adapter; connections open at first use."""
+        keyring = load_keyring(
+            text=settings.keyring.get_secret_value() if settings.keyring else None, file=settings.keyring_file
+        )
+        process_id = f"gateway@{socket.gethostname()}.{os.getpid()}"
+        database = Database(settings.database_url)
+        messages = MessageSealer(keyring)
+        broker = BrokerConnection(settings.broker_url)
+        clock = BrokerClock(broker)
+        publisher = Publisher(broker, max_queue_depth=settings.max_queue_depth)
+        consumers = Consumers(broker, clock)
+        hub = ReplyHub(settings.broker_url, process_id, keyring)
+        return cls(
+            settings=settings,
+            keyring=keyring,
+            database=database,
+            blobs=BlobStore.open(settings.blobs_url, keyring.segment_sealer(keys.FILES_PURPOSE)),
+            messages=messages,
+            broker=broker,
+            clock=clock,
+            publisher=publisher,
+            consumers=consumers,
+            hub=hub,
+            caller=Caller(
+                broker,
+                publisher,
+                consumers,
+                clock,
+                messages,
+                hub,
+                consumerless_seconds=settings.consumerless_seconds,
+            ),
+            dispatcher=Dispatcher(database, publisher, messages, clock, settings, queues=JOB_QUEUES, holder=process_id),
+            events=EventLog(broker, keyring),
+            authenticator=Authenticator(database, keyring),
+            readiness=health.Readiness(),
+        )
+
+    async def start(self) -> None:
+        """Begin to listen for replies and to dispatch jobs."""
+        self.hub.start()
+        self.dispatcher.start()
+
+    async def stop(self) -> None:
+        """Close what `connect` and `start` opened."""
+        await self.dispatcher.stop()
+        await self.hub.close()
+        await self.broker.close()
+        await asyncio.to_thread(self.database.close)
+        # obstore's runtime thread may abort a process that ends within milliseconds of its last operation.
+        await asyncio.sleep(0.05)
+
+
+def get_gateway(request: Request) -> Gateway:
+    """The process's adapters."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+async def get_principal(request: Request, gateway: Annotated[Gateway, Depends(get_gateway)]) -> Principal:
+    """Who is asking; every route but health needs it.
+
+    Raises:
+        PermanentError: MISSING_API_KEY or INVALID_API_KEY.
+    """
+    headers = [value for name, value in request.scope["headers"] if name == b"authorization"]
+    principal = await gateway.authenticator.authenticate(headers)
+    bind_context(tenant_id=principal.tenant_id, key_id=principal.key_id)
+    return principal
+
+
+async def get_admitted(
+    principal: Annotated[Principal, Depends(get_principal)], gateway: Annotated[Gateway, Depends(get_gateway)]
+) -> Principal:
+    """The principal of a request that goes into no queue, counted against the key's limit.
+
+    Records are the truth, so such requests are served while the broker is away, uncounted.
+
+    Raises:
+        RetryableError: RATE_LIMIT_EXCEEDED.
+    """
+    try:
+        await gateway.publisher.admit(principal.limits)
+    except RetryableError as error:
+        if error.code is not ErrorCode.QUEUE_UNAVAILABLE:
+            raise
+        _log.warning("request served without counting: the broker is away")
+    return principal
+
+
+GatewayDep = Annotated[Gateway, Depends(get_gateway)]
+# For interactive routes: admission happens in the script that pushes.
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+# For every other route.
+AdmittedDep = Annotated[Principal, Depends(get_admitted)]

@@ -1,0 +1,137 @@
+"""Many files attached to a vector store by one request."""
+
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import Field, model_validator
+from sqlalchemy import Connection
+
+from libs.common.contracts.requests import Body, new_id
+from libs.common.errors import ErrorCode, PermanentError
+from libs.common.records import file_batches, vector_store_files
+from libs.common.records.paging import Page, PageQuery, listing
+from libs.common.records.vector_store_files import AttachedFile, Status
+from services.gateway import attachments
+from services.gateway.attachments import Wanted
+from services.gateway.bodies import body_schema, json_body
+from services.gateway.chunking_bodies import AUTO, AttributesBody, ChunkingBody, FileId, chunking_json
+from services.gateway.dependencies import AdmittedDep, GatewayDep
+from services.gateway.file_views import POLL_HEADERS, attached_object, file_batch_object
+from services.gateway.streams import json_response
+
+router = APIRouter(prefix="/v1/vector_stores/{store_id}/file_batches", tags=["vector store file batches"])
+
+
+class BatchFile(Body):
+    """One file of a batch, with options of its own."""
+
+    file_id: FileId
+    attributes: AttributesBody | None = None
+    chunking_strategy: ChunkingBody | None = None
+
+
+class CreateFileBatch(Body):
+    """POST /v1/vector_stores/{id}/file_batches."""
+
+    file_ids: Annotated[tuple[FileId, ...], Field(min_length=1, max_length=2000)] | None = None
+    files: Annotated[tuple[BatchFile, ...], Field(min_length=1, max_length=2000)] | None = None
+    attributes: AttributesBody | None = None
+    chunking_strategy: ChunkingBody = AUTO
+
+    @model_validator(mode="after")
+    def _one_kind_of_list(self) -> Self:
+        if (self.file_ids is None) == (self.files is None):
+            raise ValueError("give either 'file_ids' or 'files'")
+        return self
+
+    def wanted(self) -> list[Wanted]:
+        """Each file once, with its own options or else the batch's."""
+        named = self.files or tuple(BatchFile(file_id=file_id) for file_id in self.file_ids or ())
+        return [
+            Wanted(
+                file.file_id,
+                (self.attributes if file.attributes is None else file.attributes) or {},
+                chunking_json(file.chunking_strategy or self.chunking_strategy),
+            )
+            for file in {file.file_id: file for file in named}.values()
+        ]
+
+
+@router.post("", openapi_extra=body_schema(CreateFileBatch))
+async def create_file_batch(
+    store_id: str,
+    gateway: GatewayDep,
+    principal: AdmittedDep,
+    body: Annotated[CreateFileBatch, Depends(json_body(CreateFileBatch))],
+) -> Response:
+    """Attach files, all or none."""
+    tenant_id, file_batch_id = principal.tenant_id, new_id("vsfb")
+
+    def create(connection: Connection) -> dict[str, Any]:
+        # In one order for everybody, so that two batches never wait for each other's files.
+        for wanted in sorted(body.wanted(), key=lambda wanted: wanted.file_id):
+            attachments.attach_file(
+                connection, gateway.messages, tenant_id, store_id, wanted, file_batch_id=file_batch_id
+            )
+        file_batches.create(connection, tenant_id, store_id, file_batch_id)
+        return _shown(connection, tenant_id, store_id, file_batch_id)
+
+    reply = await gateway.database.write(create)
+    gateway.dispatcher.nudge()
+    return json_response(reply, headers=POLL_HEADERS)
+
+
+@router.get("/{file_batch_id}")
+async def retrieve_file_batch(
+    store_id: str, file_batch_id: str, gateway: GatewayDep, principal: AdmittedDep
+) -> Response:
+    """One batch with the counts of its files."""
+    reply = await gateway.database.read(
+        lambda connection: _shown(connection, principal.tenant_id, store_id, file_batch_id)
+    )
+    return json_response(reply, headers=POLL_HEADERS if reply["status"] == "in_progress" else None)
+
+
+@router.post("/{file_batch_id}/cancel")
+async def cancel_file_batch(store_id: str, file_batch_id: str, gateway: GatewayDep, principal: AdmittedDep) -> Response:
+    """Stop what is still being made searchable; files that are so already stay."""
+    tenant_id = principal.tenant_id
+
+    def cancel(connection: Connection) -> dict[str, Any]:
+        batch = file_batches.get(connection, tenant_id, store_id, file_batch_id)
+        if file_batches.counts(connection, tenant_id, file_batch_id).in_progress == 0 and not batch.cancelled:
+            raise PermanentError(ErrorCode.JOB_NOT_CANCELLABLE, f"File batch '{file_batch_id}' has ended already.")
+        for job_id in file_batches.cancel(connection, batch):
+            attachments.cancel_job(connection, gateway.messages, tenant_id, job_id)
+        return _shown(connection, tenant_id, store_id, file_batch_id)
+
+    return json_response(await gateway.database.write(cancel))
+
+
+@router.get("/{file_batch_id}/files")
+async def list_batch_files(
+    store_id: str,
+    file_batch_id: str,
+    gateway: GatewayDep,
+    principal: AdmittedDep,
+    after: Annotated[str | None, Query(max_length=128)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    status: Annotated[Status | None, Query(alias="filter")] = None,
+) -> Response:
+    """A page of a batch's files, newest first."""
+    query = PageQuery(after, limit, order)
+
+    def read(connection: Connection) -> Page[AttachedFile]:
+        file_batches.get(connection, principal.tenant_id, store_id, file_batch_id)
+        return vector_store_files.list_page(
+            connection, principal.tenant_id, store_id, query, status=status, file_batch_id=file_batch_id
+        )
+
+    return json_response(listing((await gateway.database.read(read)).of(attached_object)))
+
+
+def _shown(connection: Connection, tenant_id: str, store_id: str, file_batch_id: str) -> dict[str, Any]:
+    batch = file_batches.get(connection, tenant_id, store_id, file_batch_id)
+    counts = file_batches.counts(connection, tenant_id, file_batch_id)
+    return file_batch_object(batch.id, store_id, batch.created_at, counts, cancelled=batch.cancelled)

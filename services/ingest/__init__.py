@@ -1,0 +1,1 @@
+"""The ingest service: files to searchable chunks."""

@@ -1,0 +1,43 @@
+"""The ingest service: makes files searchable, and clears away what was deleted.
+
+Consumes the queue `ingest`. Run by `python -m services.ingest.main`.
+"""
+
+from libs.common import keys
+from libs.common.blobs import BlobStore
+from libs.common.contracts.base import Queue
+from libs.common.contracts.ingest import INGEST_FILE, PURGE_BLOB, PURGE_FILE, PURGE_STORE
+from libs.common.records.database import Database
+from libs.common.tasks.worker import Worker
+from services.ingest.adapters import AttachedFiles, connect_embeddings, connect_index
+from services.ingest.parsing import Parser
+from services.ingest.pipeline import Pipeline
+from services.ingest.settings import IngestSettings
+
+
+def build(settings: IngestSettings) -> Worker:
+    """The service's worker with its handlers."""
+    database = Database(settings.database_url)
+    parser = Parser(settings.parse_children)
+    embeddings = connect_embeddings(settings)
+
+    async def close() -> None:
+        await embeddings.aclose()
+        await index.aclose()
+        parser.close()
+
+    worker = Worker(settings, [Queue.INGEST], database=database, shutdown=close)
+    index = connect_index(settings, worker.keyring)
+    blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
+    pipeline = Pipeline(AttachedFiles(database), blobs, parser, embeddings, index)
+    worker.performs(INGEST_FILE, pipeline.ingest)
+    worker.performs(PURGE_FILE, pipeline.purge_file)
+    worker.performs(PURGE_STORE, pipeline.purge_store)
+    worker.performs(PURGE_BLOB, pipeline.purge_blob)
+    # Not required: jobs wait in the ledger for the vector database, wherever they are taken up.
+    worker.readiness.add("qdrant", index.check, required=False)
+    return worker
+
+
+if __name__ == "__main__":
+    build(IngestSettings()).run()

@@ -1,0 +1,168 @@
+"""The process that reads files: warm, without secrets, and forked once for every file.
+
+`services.ingest.parsing` starts it with an empty environment and one end of a socket pair. Each request is one message
+with two descriptors: the file, and a socket for the result. The fork reads the file within its resource limits and
+writes the document as JSON after its length in eight bytes; when it ends, this process adds the fork's wait status in
+four bytes and closes. When the caller closes its end first, the fork is killed; when the caller's process ends, so does
+this one.
+
+Run as: python -m services.ingest.parser_server <socket descriptor>
+"""
+
+import contextlib
+import gc
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from services.ingest.document import LoadError
+from services.ingest.loaders import load
+
+MAX_REQUEST_BYTES: Final = 16 * 1024
+LENGTH_BYTES: Final = 8
+STATUS_BYTES: Final = 4
+OUT_OF_MEMORY: Final = 70  # exit status of a fork that ran out of its address space
+_OPEN_FILES: Final = 16
+
+
+def serve(control: socket.socket) -> None:
+    """Forks for each request on `control` until its other end is closed."""
+    _warm_up()
+    selector = selectors.DefaultSelector()
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    selector.register(control, selectors.EVENT_READ)
+    selector.register(woken, selectors.EVENT_READ)
+    forks: dict[int, socket.socket] = {}
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is control:
+                if not _accept(control, forks, selector):
+                    _kill_all(forks)
+                    return
+            elif key.fileobj is woken:
+                woken.recv(4096)
+                _reap(forks, selector)
+            elif key.data in forks:  # readable: the caller, who never writes, has closed its end
+                os.kill(key.data, signal.SIGKILL)
+                selector.unregister(key.fileobj)
+
+
+def _warm_up() -> None:
+    """Loads what the readers load on first use, here once rather than in every fork."""
+    for sample in (
+        b"%PDF-1.4",
+        "Пример текста в старой кодировке.".encode("cp866"),
+        b"From: a\nTo: b\nSubject: c\n\nd",
+    ):
+        with contextlib.suppress(LoadError):
+            load(sample, "")
+    gc.freeze()  # forks then share the pages of all that lives here
+
+
+def _accept(control: socket.socket, forks: dict[int, socket.socket], selector: selectors.BaseSelector) -> bool:
+    message, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 2)
+    if not message:
+        return False
+    file_descriptor, result_descriptor = descriptors
+    result = socket.socket(fileno=result_descriptor)
+    process_id = os.fork()
+    if process_id == 0:
+        selector.close()
+        for inherited in (control, *forks.values()):  # else the others' callers would wait for this fork's end too
+            inherited.close()
+        _parse_and_exit(message, file_descriptor, result)
+    os.close(file_descriptor)
+    forks[process_id] = result
+    selector.register(result, selectors.EVENT_READ, process_id)
+    return True
+
+
+def _reap(forks: dict[int, socket.socket], selector: selectors.BaseSelector) -> None:
+    """Tells the callers how their forks ended."""
+    while forks:
+        process_id, status = os.waitpid(-1, os.WNOHANG)
+        if process_id == 0:
+            return
+        with forks.pop(process_id) as result:
+            with contextlib.suppress(KeyError):
+                selector.unregister(result)
+            with contextlib.suppress(OSError):  # the caller has gone, or has a whole result still to read
+                result.send(status.to_bytes(STATUS_BYTES, "big"), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _kill_all(forks: dict[int, socket.socket]) -> None:
+    for process_id in forks:
+        os.kill(process_id, signal.SIGKILL)
+        os.waitpid(process_id, 0)
+
+
+def _parse_and_exit(message: bytes, file_descriptor: int, result: socket.socket) -> None:
+    """Reads the file in the fork; never returns, so that nothing of the server runs twice."""
+    status = 1
+    try:
+        request = orjson.loads(message)
+        _limit(request)
+        reply = _parse(file_descriptor, request["filename"])
+        result.sendall(len(reply).to_bytes(LENGTH_BYTES, "big"))
+        result.sendall(reply)
+        status = 0
+    except MemoryError:
+        status = OUT_OF_MEMORY
+    except Exception as error:  # noqa: BLE001 - the boundary of the process; the text of an error may quote the file
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        sys.stderr.write(f"reading a file broke off: {type(error).__name__} at {place.filename}:{place.lineno}\n")
+    finally:
+        os._exit(status)
+
+
+def _limit(request: dict[str, int]) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, request["wall_seconds"])
+    limits = {
+        resource.RLIMIT_AS: request["memory_bytes"],
+        resource.RLIMIT_CPU: request["cpu_seconds"],
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, limit in limits.items():
+        # At the soft limit on CPU the kernel sends SIGXCPU, at the hard one SIGKILL, which would say less.
+        resource.setrlimit(kind, (limit, limit + (kind == resource.RLIMIT_CPU)))
+
+
+def _parse(file_descriptor: int, filename: str) -> bytes:
+    """The reply to the caller: the document's fields, or its error."""
+    try:
+        with os.fdopen(file_descriptor, "rb") as file:
+            document = load(file.read(), filename)
+    except LoadError as error:
+        return orjson.dumps({"code": error.code, "message": error.message})
+    except RecursionError:
+        return orjson.dumps({"code": "invalid_file", "message": "The file is nested too deeply to be read."})
+    return orjson.dumps(
+        {
+            "blocks": [(block.text, block.kind, block.page, block.heading_path) for block in document.blocks],
+            "page_count": document.page_count,
+            "title": document.title,
+            "media_type": document.media_type,
+        }
+    )
+
+
+if __name__ == "__main__":
+    os.chdir(Path("/"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, which then closes its end
+    serve(socket.socket(fileno=int(sys.argv[1])))

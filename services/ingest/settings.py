@@ -1,0 +1,16 @@
+"""The ingest service's settings."""
+
+from libs.common.settings import RetrievalSettings, WorkerSettings
+
+
+class IngestSettings(RetrievalSettings, WorkerSettings):
+    """What the ingest service reads from the environment."""
+
+    service_name: str = "ingest"
+
+    # Jobs under way at once; most of their time they wait for the embedding model.
+    worker_concurrency: int = 8
+    # Files read at once, each in a process of its own that may use a whole core and a GiB of memory.
+    parse_children: int = 2
+    # Requests to the embedding model under way at once, over all jobs.
+    embedding_concurrency: int = 2

@@ -1,0 +1,230 @@
+"""The ingest service as a process, with its queue, records, vector server and embedding model: also when they fail."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from sqlalchemy import Connection, insert
+
+from libs.common import keys, ledger
+from libs.common.blobs import BlobStore
+from libs.common.keyring import Keyring
+from libs.common.rag.chunks import RetrievedChunk
+from libs.common.rag.vectors import ChunkCollection
+from libs.common.records import files, vector_store_files, vector_stores
+from libs.common.records.database import Database, epoch_now
+from libs.common.records.files import NewFile
+from libs.common.records.tables import tenants
+from libs.common.records.vector_store_files import AttachedFile, FileKey
+from libs.common.tasks.wire import MessageSealer
+from libs.local.running import Stack, running_stack
+from services.gateway import attachments
+from services.gateway.attachments import Wanted
+from services.ingest.settings import IngestSettings
+
+_TENANT, _STORE = "tenant_a", "vs_1"
+_AUTO = {"type": "auto"}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    only = ("broker", "vectors", "models", "ingest")
+    with running_stack(tmp_path_factory.mktemp("stack"), only=only) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def database(stack: Stack) -> Iterator[Database]:
+    def create(connection: Connection) -> None:
+        connection.execute(insert(tenants).values(id=_TENANT, name="a", created_at=epoch_now()))
+        vector_stores.create(connection, _TENANT, store_id=_STORE, name="", metadata={})
+
+    with closing(Database(stack.environment("ingest")["DATABASE_URL"])) as opened:
+        opened.write_now(create)
+        yield opened
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What the test shares with the service: records, blobs, messages and chunks."""
+
+    stack: Stack
+    database: Database
+    blobs: BlobStore
+    messages: MessageSealer
+    keyring: Keyring
+    chunks: ChunkCollection
+
+    async def upload(self, name: str, text: str) -> str:
+        async def content() -> AsyncIterator[bytes]:
+            yield text.encode()
+
+        info = await self.blobs.write(_TENANT, f"blob_{name}", content())
+        new = NewFile(f"file-{name}", f"{name}.md", "assistants", info.bytes, info.sha256, f"blob_{name}")
+        await self.database.write(lambda connection: files.insert(connection, _TENANT, new))
+        return new.id
+
+    async def attach(self, file_id: str, **options: Any) -> AttachedFile:
+        wanted = Wanted(file_id, **({"attributes": {}, "chunking": _AUTO} | options))
+        attached: AttachedFile = await self.change(
+            attachments.attach_file, tenant_id=_TENANT, store_id=_STORE, wanted=wanted
+        )
+        return attached
+
+    async def change(self, query: Callable[..., Any], **arguments: Any) -> Any:
+        return await self.database.write(lambda connection: query(connection, self.messages, **arguments))
+
+    async def file(self, file_id: str) -> AttachedFile:
+        key = FileKey(_TENANT, _STORE, file_id)
+        return await self.database.read(lambda connection: vector_store_files.get(connection, key))
+
+    async def ended(self, file_id: str) -> AttachedFile:
+        await _eventually(lambda: self._has_ended(file_id))
+        return await self.file(file_id)
+
+    async def _has_ended(self, file_id: str) -> bool:
+        return (await self.file(file_id)).status != "in_progress"
+
+    async def stored(self, file_id: str, version: int = 1) -> list[RetrievedChunk]:
+        return await self.chunks.scroll_file(_TENANT, _STORE, file_id, version)
+
+    async def count(self, file_id: str) -> int:
+        return await self.chunks.count(_TENANT, vector_store_id=_STORE, file_id=file_id)
+
+
+@pytest.fixture
+async def platform(stack: Stack, database: Database) -> AsyncIterator[Platform]:
+    environment = stack.environment("ingest")
+    keyring = Keyring.parse(await asyncio.to_thread(Path(environment["KEYRING_FILE"]).read_text))
+    settings = IngestSettings(qdrant_url=environment["QDRANT_URL"])
+    chunks = ChunkCollection.connect(
+        settings.qdrant_url, model=settings.embedding_model, dimension=settings.embedding_dimensions
+    )
+    blobs = BlobStore.open(environment["BLOBS_URL"], keyring.segment_sealer(keys.FILES_PURPOSE))
+    yield Platform(stack, database, blobs, MessageSealer(keyring), keyring, chunks)
+    await chunks.aclose()
+
+
+async def _eventually(holds: Callable[[], Any]) -> None:
+    give_up_at = time.monotonic() + 60
+    while not await holds():
+        assert time.monotonic() < give_up_at, "it did not come true in time"
+        await asyncio.sleep(0.05)
+
+
+def _long_text(words: str) -> str:
+    paragraphs = (
+        f"Paragraph {number}. " + f"{words} lies in dock {number} of the harbour. " * 9 for number in range(100)
+    )
+    return "\n\n".join(paragraphs)
+
+
+async def test_a_file_becomes_sealed_chunks_that_point_into_its_text(platform: Platform) -> None:
+    file_id = await platform.upload("canary", "# Heading of canaries\n\nThe yellow canary sings at dawn.\n")
+    await platform.attach(file_id, attributes={"year": 2024.0})
+    ended = await platform.ended(file_id)
+    assert (ended.status, ended.live_version, ended.error_message) == ("completed", 1, None)
+    [chunk] = await platform.stored(file_id)
+    sealer = platform.keyring.sealer(keys.CHUNKS_PURPOSE)
+    payload = orjson.loads(sealer.open(chunk.sealed, _TENANT, _STORE, file_id, "1", "0"))
+    assert payload["text"].endswith("The yellow canary sings at dawn.")
+    assert payload["end"] - payload["start"] == len(payload["text"])
+    assert (payload["filename"], payload["heading_path"]) == ("canary.md", ["Heading of canaries"])
+    assert chunk.attributes == {"year": 2024.0}
+    # By another process: to close SQLite's file here would drop the locks of this process's own connections.
+    search = ("grep", "--recursive", "--files-with-matches", "yellow canary", str(platform.stack.state_dir))
+    assert (await asyncio.to_thread(subprocess.run, search, capture_output=True)).returncode == 1
+
+
+async def test_a_killed_worker_loses_and_doubles_nothing(platform: Platform) -> None:
+    file_id = await platform.upload("long", _long_text("The ship"))
+    attached = await platform.attach(file_id)
+    assert attached.job_id is not None
+    job_id = attached.job_id
+
+    async def under_way() -> bool:
+        row = await platform.database.read(lambda connection: ledger.get(connection, _TENANT, job_id))
+        return bool(row.progress_done > 0)
+
+    await _eventually(under_way)
+    assert (await platform.file(file_id)).live_version == 0
+    await asyncio.to_thread(platform.stack.kill, "ingest")
+    ended = await platform.ended(file_id)
+    job = await platform.database.read(lambda connection: ledger.get(connection, _TENANT, job_id))
+    assert (ended.status, job.state, job.attempt, job.failures) == ("completed", "succeeded", 2, 0)
+    positions = [chunk.position for chunk in await platform.stored(file_id)]
+    assert positions == list(range(job.progress_total))
+    assert await platform.count(file_id) == len(positions)
+
+
+async def test_another_chunking_replaces_every_chunk(platform: Platform) -> None:
+    file_id = await platform.upload("again", _long_text("The tug")[:20_000])
+    await platform.attach(file_id)
+    await platform.ended(file_id)
+    many = await platform.count(file_id)
+    windows = {"type": "static", "static": {"max_chunk_size_tokens": 4096, "chunk_overlap_tokens": 0}}
+    await platform.attach(file_id, chunking=windows)
+    assert (await platform.ended(file_id)).live_version == 2
+
+    async def only_new() -> bool:
+        return await platform.stored(file_id, 1) == []
+
+    await _eventually(only_new)
+    assert 0 < await platform.count(file_id) < many
+
+
+async def test_a_deleted_file_leaves_neither_chunks_nor_bytes(platform: Platform) -> None:
+    file_id = await platform.upload("gone", "The lighthouse is closed.")
+    await platform.attach(file_id)
+    await platform.ended(file_id)
+    assert await platform.count(file_id) == 1
+    await platform.change(attachments.delete_file, tenant_id=_TENANT, file_id=file_id)
+
+    async def cleared() -> bool:
+        return await platform.count(file_id) == 0 and not await platform.blobs.exists(_TENANT, "blob_gone")
+
+    await _eventually(cleared)
+
+
+async def test_a_file_without_text_fails_for_good(platform: Platform) -> None:
+    file_id = await platform.upload("blank", "  \n\n ")
+    attached = await platform.attach(file_id)
+    ended = await platform.ended(file_id)
+    assert (ended.status, ended.error_code) == ("failed", "invalid_file")
+    job = await platform.database.read(lambda c: ledger.get(c, _TENANT, str(attached.job_id)))
+    assert (job.state, job.attempt) == ("failed", 1)
+
+
+async def test_work_waits_for_the_vector_database_and_the_service_stays_ready(platform: Platform) -> None:
+    stack = platform.stack
+    file_id = await platform.upload("patient", "The dry dock is free in May.")
+    await asyncio.to_thread(stack.stop, "vectors")
+    try:
+        await asyncio.to_thread(stack.restart, "ingest")
+        await asyncio.to_thread(stack.wait_ready, "ingest")
+        await platform.attach(file_id)
+        attached = await platform.file(file_id)
+        assert attached.status == "in_progress"
+
+        async def tried() -> bool:
+            row = await platform.database.read(lambda c: ledger.get(c, _TENANT, str(attached.job_id)))
+            return bool(row.failures > 0)
+
+        await _eventually(tried)
+        port = stack.environment("ingest")["HEALTH_PORT"]
+        async with httpx.AsyncClient() as client:
+            report = (await client.get(f"http://127.0.0.1:{port}/readyz")).json()
+        assert (report["status"], report["dependencies"]["qdrant"]["ok"]) == ("ready", False)
+    finally:
+        await asyncio.to_thread(stack.start, "vectors")
+    await asyncio.to_thread(stack.wait_ready, "vectors")
+    assert (await platform.ended(file_id)).status == "completed"
+    assert await platform.count(file_id) == 1

@@ -1,0 +1,190 @@
+"""Files read in limited processes: real and hostile ones, limits, cancellation, other threads, clean ends."""
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from services.ingest.document import Document, LoadError
+from services.ingest.parsing import ParseLimits, Parser
+
+_FILES = Path(__file__).parents[2] / "../shared/quality/files"
+_SLOW_HTML = "<div>" * 100_000  # seconds of work, since the HTML standard's tree building is quadratic in depth
+
+
+@pytest.fixture
+def parser() -> Iterator[Parser]:
+    with Parser(max_children=2) as opened:
+        yield opened
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "upload"
+    path.write_text(text)
+    return path
+
+
+async def _forks(parser: Parser) -> list[str]:
+    server = parser.server_id
+    if server is None:
+        return []
+    children = await asyncio.to_thread(Path(f"/proc/{server}/task/{server}/children").read_text)
+    return children.split()
+
+
+async def _until_forks(parser: Parser, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(await _forks(parser)) != count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # another process's state: nothing here to wait on
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "real/docx_lists.docx",
+        "real/test_blog.html",
+        "real/program_design_in_the_unix_environment.pdf",
+        "real/russian.cp866.txt",
+        "real/winter_sports.epub",
+        "hostile/xxe-passwd.xml",
+        "hostile/xlsx-many-empty-rows.xlsx",
+        "hostile/script-soup.html",
+    ],
+)
+async def test_real_files_give_their_phrases(parser: Parser, name: str) -> None:
+    manifest = _FILES / "manifest.jsonl"
+    if not manifest.is_file():
+        pytest.skip("the quality set is not beside the project (../shared/quality/files)")
+    lines = manifest.read_text().splitlines()
+    expected = next(entry["expected"] for entry in map(json.loads, lines) if entry["file"] == name)
+    document = await parser.parse(_FILES / name, Path(name).name)
+    text = "".join(document.text.split())
+    assert [phrase for phrase in expected["phrases"] if "".join(phrase.split()) not in text] == []
+    assert [phrase for phrase in expected.get("absent", []) if phrase in text] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hostile/zipbomb-400mb.docx", "unpacks"),
+        ("hostile/billion-laughs.xml", "damaged"),
+        ("hostile/deep.json", "nested"),
+        ("real/password.pdf", "encrypted"),
+        ("real/non_searchable.pdf", "OCR is not installed"),
+        ("hostile/program.exe", "program"),
+    ],
+)
+async def test_hostile_files_are_refused(parser: Parser, name: str, says: str) -> None:
+    if not _FILES.is_dir():
+        pytest.skip("the quality set is not beside the project (../shared/quality/files)")
+    with pytest.raises(LoadError, match=says):
+        await parser.parse(_FILES / name, Path(name).name)
+
+
+async def test_a_file_beyond_its_wall_time_is_stopped(parser: Parser, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="more time"):
+        await parser.parse(_write(tmp_path, _SLOW_HTML), "a.html", ParseLimits(wall_seconds=0.2))
+    assert await _forks(parser) == []
+
+
+async def test_a_file_beyond_its_processor_time_is_stopped(parser: Parser, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="more time"):
+        await parser.parse(_write(tmp_path, _SLOW_HTML), "a.html", ParseLimits(cpu_seconds=1))
+
+
+async def test_a_file_beyond_its_memory_is_stopped(parser: Parser, tmp_path: Path) -> None:
+    path = _write(tmp_path, "[" + "1," * 20_000_000 + "1]")
+    with pytest.raises(LoadError, match="more memory"):
+        await parser.parse(path, "a.json", ParseLimits(memory_bytes=200 * 1024**2))
+
+
+async def test_a_file_with_too_much_text_is_refused(parser: Parser, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="more text"):
+        await parser.parse(_write(tmp_path, "word " * 100_000), "a.txt", ParseLimits(result_bytes=10_000))
+    await _until_forks(parser, 0)
+
+
+async def test_a_long_text_arrives_whole(parser: Parser, tmp_path: Path) -> None:
+    text = "\n\n".join(f"Paragraph {number} of a long text." for number in range(100_000))
+    assert (await parser.parse(_write(tmp_path, text), "a.txt")).text == text
+
+
+async def test_cancelling_kills_the_process_that_reads(parser: Parser, tmp_path: Path) -> None:
+    task = asyncio.create_task(parser.parse(_write(tmp_path, _SLOW_HTML), "a.html"))
+    await _until_forks(parser, 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await _until_forks(parser, 0)
+
+
+async def test_no_more_processes_than_allowed_run_at_once(parser: Parser, tmp_path: Path) -> None:
+    path = _write(tmp_path, _SLOW_HTML)
+    tasks = [asyncio.create_task(parser.parse(path, "a.html")) for _ in range(5)]
+    await _until_forks(parser, 2)
+    await asyncio.sleep(0.1)
+    assert len(await _forks(parser)) == 2
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_one_file_does_not_wait_for_another_to_end(parser: Parser, tmp_path: Path) -> None:
+    path = _write(tmp_path, _SLOW_HTML)
+    short = asyncio.create_task(parser.parse(path, "a.html", ParseLimits(wall_seconds=0.3)))
+    long = asyncio.create_task(parser.parse(path, "a.html"))
+    with pytest.raises(LoadError, match="more time"):
+        await short
+    assert not long.done()
+    long.cancel()
+    await asyncio.gather(long, return_exceptions=True)
+
+
+async def test_a_killed_server_is_replaced(parser: Parser, tmp_path: Path) -> None:
+    path = _write(tmp_path, "still here")
+    await parser.parse(path, "a.txt")
+    first = parser.server_id
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert (await parser.parse(path, "a.txt")).text == "still here"
+    assert parser.server_id != first
+
+
+async def test_closing_ends_the_server_and_its_forks(tmp_path: Path) -> None:
+    parser = Parser(max_children=1)
+    task = asyncio.create_task(parser.parse(_write(tmp_path, _SLOW_HTML), "a.html"))
+    await _until_forks(parser, 1)
+    processes = [Path("/proc", process) for process in (*await _forks(parser), str(parser.server_id))]
+    task.cancel()
+    parser.close()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [process for process in processes if process.exists()] == []
+
+
+async def test_the_server_sees_none_of_our_environment(
+    parser: Parser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCENT_TEST_SECRET", "do-not-leak")
+    await parser.parse(_write(tmp_path, "text"), "a.txt")
+    environment = await asyncio.to_thread(Path(f"/proc/{parser.server_id}/environ").read_bytes)
+    assert b"do-not-leak" not in environment
+
+
+def test_it_works_on_a_uvloop_in_another_thread(tmp_path: Path) -> None:
+    path = _write(tmp_path, "# Title\n\nFrom a thread.")
+    documents: list[Document] = []
+
+    async def read() -> None:
+        with Parser(max_children=4) as parser:
+            documents.extend(await asyncio.gather(*(parser.parse(path, "a.md") for _ in range(8))))
+
+    thread = threading.Thread(target=lambda: uvloop.run(read()))
+    thread.start()
+    thread.join(60)
+    assert [document.title for document in documents] == ["Title"] * 8

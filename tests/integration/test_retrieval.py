@@ -1,0 +1,281 @@
+"""The retriever against the vector server and real records."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import pytest
+from sqlalchemy import Connection, insert, update
+
+from libs.common import keys, metrics
+from libs.common.contracts.chat import Retrieval
+from libs.common.errors import ErrorCode, PermanentError
+from libs.common.keyring import Keyring
+from libs.common.rag.chunks import Attributes, ChunkPayload, StoredChunk
+from libs.common.rag.embedder import Embedder, EmbedResult
+from libs.common.rag.sparse import encode_document
+from libs.common.rag.vectors import ChunkCollection
+from libs.common.records import file_versions, files, vector_store_files, vector_stores
+from libs.common.records.database import Database, epoch_now
+from libs.common.records.files import NewFile
+from libs.common.records.tables import tenants
+from libs.common.records.tables import vector_stores as stores_table
+from libs.common.records.vector_store_files import FileKey
+from services.chat.ports import Passage
+from services.chat.retrieval import HybridRetriever
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = tmp_path_factory.mktemp("vectors")
+    command = [sys.executable, "-m", "libs.local.vector_server", "--port", str(port), "--path", str(path)]
+    with subprocess.Popen([*command, "--log-level", "error"], cwd=Path(__file__).parents[2]) as process:
+        try:
+            _wait_until_ready(f"http://127.0.0.1:{port}", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=1):  # noqa: S310 - a loopback address made here
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.05)
+    pytest.fail("the vector server did not get ready")
+
+
+def _vector(text: str) -> list[float]:
+    return [1.0, float("crane" in text), float("tide" in text)]
+
+
+class _Embedder(Embedder):
+    """Knows two words."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9/v1", "key", model="model", dimension=3)
+        self.calls = 0
+
+    async def embed(self, texts: Sequence[str]) -> EmbedResult:
+        self.calls += 1
+        return EmbedResult([_vector(text) for text in texts], len(texts))
+
+
+class Library:
+    """Stores and files of two tenants, `a` and `b`, and the retriever over them."""
+
+    def __init__(self, database: Database, collection: ChunkCollection, keyring: Keyring) -> None:
+        self.database = database
+        self.collection = collection
+        self.embedder = _Embedder()
+        self.retriever = HybridRetriever(database, collection, self.embedder, keyring)
+        self.sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
+
+    def open(self) -> None:
+        def write(connection: Connection) -> None:
+            for tenant in ("a", "b"):
+                connection.execute(insert(tenants).values(id=tenant, name=tenant, created_at=epoch_now()))
+                for store in ("one", "two"):
+                    vector_stores.create(connection, tenant, store_id=f"vs_{tenant}_{store}", name="", metadata={})
+
+        self.database.write_now(write)
+
+    async def add(self, key: FileKey, *texts: str, version: int = 1, live: bool = True, **more: Any) -> None:
+        """Store a version of a file, and let it answer."""
+        await self.store(key, *texts, version=version, **more)
+        self.database.write_now(partial(_record, key=key))
+        if live:
+            self.go_live(key, version)
+
+    async def store(
+        self, key: FileKey, *texts: str, version: int = 1, damaged: bool = False, attributes: Attributes | None = None
+    ) -> None:
+        chunks = [
+            StoredChunk(
+                key.tenant_id,
+                key.vector_store_id,
+                key.file_id,
+                version,
+                position,
+                _vector(text),
+                encode_document(text),
+                ChunkPayload(b"damaged" if damaged else self._sealed(key, version, position, text), attributes or {}),
+            )
+            for position, text in enumerate(texts)
+        ]
+        await self.collection.upsert(chunks)
+
+    def _sealed(self, key: FileKey, version: int, position: int, text: str) -> bytes:
+        content = {"text": text, "start": 10, "end": 20, "page": 3, "heading_path": ["Port", "Cranes"], "filename": "x"}
+        context = (key.tenant_id, key.vector_store_id, key.file_id, str(version), str(position))
+        return self.sealer.seal(orjson.dumps(content), *context)
+
+    def go_live(self, key: FileKey, version: int) -> None:
+        def write(connection: Connection) -> None:
+            while vector_store_files.get(connection, key).latest_version < version:
+                _reattach(connection, key)
+            attributes = vector_store_files.get(connection, key).attributes
+            assert file_versions.go_live(connection, key, version=version, usage_bytes=1, attributes=attributes)
+
+        self.database.write_now(write)
+
+    async def find(self, *queries: str, tenant: str = "a", stores: tuple[str, ...] = (), **how: Any) -> list[Passage]:
+        retrieval = Retrieval(vector_store_ids=stores or (f"vs_{tenant}_one",), **how)
+        return await self.retriever.retrieve(tenant, queries or ("crane",), retrieval)
+
+
+def _record(connection: Connection, key: FileKey) -> None:
+    new = NewFile(key.file_id, f"{key.file_id}.txt", "assistants", 3, "0" * 64, f"blob_{key.file_id}")
+    file = files.insert(connection, key.tenant_id, new)
+    vector_store_files.attach(connection, key.vector_store_id, file, attributes={}, chunking={"type": "auto"})
+
+
+def _reattach(connection: Connection, key: FileKey) -> None:
+    file = files.get(connection, key.tenant_id, key.file_id)
+    changed = {"version": float(vector_store_files.get(connection, key).latest_version + 1)}
+    vector_store_files.attach(connection, key.vector_store_id, file, attributes=changed, chunking={"type": "auto"})
+
+
+def _key(name: str = "x", tenant: str = "a", store: str = "one") -> FileKey:
+    return FileKey(tenant, f"vs_{tenant}_{store}", f"file-{name}")
+
+
+def _texts(passages: Sequence[Passage]) -> list[str]:
+    return [passage.text for passage in passages]
+
+
+@pytest.fixture
+async def library(server: str, database: Database, keyring: Keyring) -> AsyncIterator[Library]:
+    collection = ChunkCollection.connect(server, model=f"Model/{uuid4().hex}", dimension=3)
+    await collection.ensure()
+    opened = Library(database, collection, keyring)
+    opened.open()
+    yield opened
+    await collection.aclose()
+
+
+async def test_a_passage_is_what_was_stored(library: Library) -> None:
+    await library.add(_key(), "the crane lifts", "the tide falls", attributes={"year": 2026.0})
+    [best, *_] = await library.find("crane")
+    assert best.text == "the crane lifts"
+    assert (best.vector_store_id, best.file_id, best.filename) == ("vs_a_one", "file-x", "file-x.txt")
+    assert (best.page, best.start, best.end, best.heading_path) == (3, 10, 20, ("Port", "Cranes"))
+    assert best.attributes == {"year": 2026.0}
+    assert 0 <= best.score <= 1
+
+
+async def test_several_queries_make_one_ranking(library: Library) -> None:
+    await library.add(_key(), "the crane lifts", "the tide falls", "nothing")
+    found = await library.find("crane", "tide")
+    assert set(_texts(found[:2])) == {"the crane lifts", "the tide falls"}
+    assert len(found) == len(set(_texts(found)))
+    assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
+    assert len(await library.find("crane", "tide", max_num_results=1)) == 1
+
+
+async def test_only_the_live_version_of_a_file_answers(library: Library) -> None:
+    await library.add(_key(), "the old crane")
+    await library.store(_key(), "the new crane", version=2)
+    assert _texts(await library.find()) == ["the old crane"]
+    library.go_live(_key(), 2)
+    assert _texts(await library.find()) == ["the new crane"]
+
+
+async def test_a_version_that_is_gone_does_not_crowd_out_the_one_that_counts(library: Library) -> None:
+    await library.add(_key(), *[f"crane {n} crane" for n in range(4)])
+    await library.store(_key(), *[f"crane {n} crane" for n in range(4)], version=2)
+    library.go_live(_key(), 2)
+    assert len(await library.find(max_num_results=4)) == 4
+
+
+async def test_a_file_whose_first_version_is_being_made_does_not_answer(library: Library) -> None:
+    await library.add(_key(), "the crane", live=False)
+    assert await library.find() == []
+
+
+async def test_a_detached_file_answers_no_longer(library: Library) -> None:
+    await library.add(_key("x"), "the crane of x")
+    await library.add(_key("y"), "the crane of y")
+    library.database.write_now(lambda connection: vector_store_files.detach(connection, _key("x")))
+    assert _texts(await library.find()) == ["the crane of y"]
+
+
+async def test_stores_and_tenants_are_kept_apart(library: Library) -> None:
+    await library.add(_key("x"), "the crane of a")
+    await library.add(_key("y", store="two"), "the crane of a's other store")
+    await library.add(_key("z", tenant="b"), "the crane of b")
+    assert _texts(await library.find()) == ["the crane of a"]
+    assert _texts(await library.find(tenant="b")) == ["the crane of b"]
+    assert len(await library.find(stores=("vs_a_one", "vs_a_two"))) == 2
+
+
+async def test_a_foreign_chunk_that_calls_itself_ours_is_not_shown(library: Library) -> None:
+    await library.add(_key("x"), "the crane of a")
+    # As if chunks of another tenant had been stored under our name: their seal says whose they are.
+    foreign = StoredChunk(
+        "a", "vs_a_one", "file-x", 1, 7, _vector("crane"), encode_document("crane"),
+        ChunkPayload(library._sealed(_key("x", tenant="b"), 1, 7, "the crane of b")),
+    )  # fmt: skip
+    await library.collection.upsert([foreign])
+    assert _texts(await library.find()) == ["the crane of a"]
+
+
+@pytest.mark.parametrize("stores", [("vs_none",), ("vs_b_one",), ("vs_a_one", "vs_b_one")])
+async def test_a_missing_and_a_foreign_store_are_not_found_alike(library: Library, stores: tuple[str, ...]) -> None:
+    await library.add(_key("z", tenant="b"), "the crane of b")
+    with pytest.raises(PermanentError) as caught:
+        await library.find(stores=stores)
+    assert caught.value.code is ErrorCode.NOT_FOUND
+    assert caught.value.message == f"No vector store found with id '{stores[-1]}'."
+    assert library.embedder.calls == 0
+
+
+async def test_an_expired_store_is_not_found(library: Library) -> None:
+    await library.add(_key(), "the crane")
+    library.database.write_now(lambda c: c.execute(update(stores_table).values(expires_at=epoch_now() - 1)))
+    with pytest.raises(PermanentError) as caught:
+        await library.find()
+    assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+async def test_a_damaged_chunk_is_left_out_and_counted(library: Library) -> None:
+    await library.add(_key("x"), "the crane of x")
+    await library.add(_key("y"), "the crane of y", "another crane", damaged=True)
+    before = _seal_failures()
+    assert _texts(await library.find()) == ["the crane of x"]
+    assert _seal_failures() - before == 2
+
+
+def _seal_failures() -> float:
+    return metrics.REGISTRY.get_sample_value("docent_seal_failures_total", {"purpose": keys.CHUNKS_PURPOSE}) or 0.0
+
+
+async def test_filters_limits_and_thresholds_hold(library: Library) -> None:
+    await library.add(_key("x"), "the crane of x", attributes={"year": 2025.0})
+    await library.add(_key("y"), "the crane of y", "the tide", attributes={"year": 2026.0})
+    new = {"type": "eq", "key": "year", "value": 2026.0}
+    assert {passage.file_id for passage in await library.find(filters=new)} == {"file-y"}
+    assert len(await library.find(max_num_results=2)) == 2
+    assert all(passage.score >= 0.6 for passage in await library.find(score_threshold=0.6))
+    assert len(await library.find(embedding_weight=0.0)) == 2  # only what holds the word
+
+
+async def test_an_empty_store_has_no_passages(library: Library) -> None:
+    assert await library.find() == []

@@ -1,0 +1,246 @@
+"""The pipeline over in-memory ports: what is stored, what is cleared, and what each ending leaves behind."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libs.common.contracts.ingest import IngestFile, PurgeFile
+from libs.common.errors import ErrorCode, PermanentError, RetryableError
+from services.ingest.chunking import AUTO
+from services.ingest.document import Block, Document, LoadError
+from services.ingest.pipeline import BATCH_CHUNKS, Pipeline, strategy_of
+from services.ingest.ports import Attachment, Attributes, EmbeddedChunk, Job, Target
+
+_REQUEST = IngestFile(vector_store_id="vs_1", file_id="file-1", version=1)
+_NEW = Attachment("harbour.md", "blob_1", {"year": 2024.0}, {"type": "auto"}, live_version=0, wanted_version=1)
+_WINDOWS = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 20}}
+
+
+class FakeJob:
+    """A job that is never lost."""
+
+    tenant_id = "tenant_a"
+
+    def __init__(self) -> None:
+        self.reported: list[tuple[int, int]] = []
+        self.finished = False
+
+    async def progress(self, done: int, total: int) -> None:
+        self.reported.append((done, total))
+
+    async def finish(self, last_step: Callable[[Any], None] | None = None) -> None:
+        if last_step is not None:
+            last_step(None)
+        self.finished = True
+
+
+@dataclass
+class World:
+    """Every port in memory. `during` runs once while the first batch is embedded: what happens meanwhile."""
+
+    attached: Attachment | None = _NEW
+    text: str = "The harbour opens at six."
+    failure: Exception | None = None
+    during: Callable[[], None] | None = None
+    chunks: dict[tuple[int, int], tuple[str, Attributes]] = field(default_factory=dict)
+    blobs: set[str] = field(default_factory=lambda: {"blob_1"})
+    stores_deleted: list[str] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    usage_bytes: int = 0
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self, self, self, self, self)
+
+    async def attachment(self, _tenant_id: str, _vector_store_id: str, _file_id: str) -> Attachment | None:
+        return self.attached
+
+    async def go_live(self, job: Job, target: Target, usage_bytes: int, attributes: Attributes) -> bool:
+        wanted = self.attached is not None and self.attached.wanted_version == target.version
+        await job.finish()
+        if self.attached is not None and wanted:
+            assert self.attached.attributes == attributes
+            self.attached = replace(self.attached, live_version=target.version, wanted_version=None)
+            self.usage_bytes = usage_bytes
+        return wanted
+
+    async def confirm_attributes(self, job: Job, _target: Target, _attributes: Attributes) -> None:
+        await job.finish()
+
+    async def read_to(self, _tenant_id: str, blob_id: str, path: Path) -> None:
+        if blob_id not in self.blobs:
+            raise PermanentError(ErrorCode.NOT_FOUND, "The stored content was not found.")
+        await asyncio.to_thread(path.write_text, self.text)
+        self.paths.append(path)
+
+    async def delete(self, _tenant_id: str, blob_id: str) -> None:
+        self.blobs.discard(blob_id)
+
+    async def parse(self, path: Path, _filename: str) -> Document:
+        if self.failure:
+            raise self.failure
+        text = await asyncio.to_thread(path.read_text)
+        blocks = [Block(part) for part in text.split("\n\n") if part]
+        return Document.of(blocks, media_type="text/plain", title="Ports")
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        if self.during:
+            self.during()
+            self.during = None
+        return [[float(len(text)), 1.0] for text in texts]
+
+    async def store(
+        self, target: Target, _filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
+    ) -> None:
+        for embedded in chunks:
+            self.chunks[target.version, embedded.chunk.position] = (embedded.text, attributes)
+
+    async def set_attributes(self, _target: Target, attributes: Attributes) -> None:
+        self.chunks = {place: (text, attributes) for place, (text, _) in self.chunks.items()}
+
+    async def delete_file(
+        self, _tenant_id: str, _vector_store_id: str, _file_id: str, *, keep_version: int | None = None
+    ) -> None:
+        self.chunks = {place: content for place, content in self.chunks.items() if place[0] == keep_version}
+
+    async def delete_store(self, _tenant_id: str, vector_store_id: str) -> None:
+        self.stores_deleted.append(vector_store_id)
+
+
+def _versions(world: World) -> set[int]:
+    return {version for version, _ in world.chunks}
+
+
+async def test_a_file_becomes_live_chunks_under_its_title() -> None:
+    world, job = World(), FakeJob()
+    await world.pipeline().ingest(_REQUEST, job)
+    assert world.chunks == {(1, 0): ("Ports\nThe harbour opens at six.", {"year": 2024.0})}
+    assert world.attached == replace(_NEW, live_version=1, wanted_version=None)
+    assert world.usage_bytes == len(world.text) + 2 * 4
+    assert job.finished
+    assert job.reported == [(0, 1), (1, 1)]
+
+
+async def test_progress_is_told_in_chunks_and_no_temporary_file_stays() -> None:
+    paragraphs = [" ".join([f"Ship {number} lies in the northern dock."] * 12) for number in range(BATCH_CHUNKS + 6)]
+    world, job = World(text="\n\n".join(paragraphs)), FakeJob()
+    await world.pipeline().ingest(_REQUEST, job)
+    total = len(world.chunks)
+    assert total > BATCH_CHUNKS
+    assert job.reported == [(0, total), (BATCH_CHUNKS, total), (total, total)]
+    assert [path.parent.exists() for path in world.paths] == [False]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("unsupported_file", ErrorCode.FILE_TYPE_NOT_ALLOWED), ("invalid_file", ErrorCode.INVALID_FILE)],
+)
+async def test_a_file_that_cannot_be_read_says_why(code: Any, expected: ErrorCode) -> None:
+    world = World(failure=LoadError(code, "The file is a program."))
+    with pytest.raises(PermanentError, match="is a program") as caught:
+        await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert caught.value.code is expected
+    assert [path.exists() for path in world.paths] == [False]
+
+
+async def test_a_document_without_words_is_an_invalid_file() -> None:
+    with pytest.raises(PermanentError, match="no text") as caught:
+        await World(text="   ").pipeline().ingest(_REQUEST, FakeJob())
+    assert caught.value.code is ErrorCode.INVALID_FILE
+
+
+async def test_a_failing_port_is_raised_and_the_next_try_completes() -> None:
+    world = World(failure=RetryableError(ErrorCode.SERVER_ERROR, "The process that reads files stopped."))
+    with pytest.raises(RetryableError):
+        await world.pipeline().ingest(_REQUEST, FakeJob())
+    world.failure = None
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert _versions(world) == {1}
+
+
+async def test_a_new_version_takes_the_old_ones_place() -> None:
+    world = World(attached=replace(_NEW, live_version=1, wanted_version=2))
+    world.chunks = {(1, 0): ("old", {}), (2, 99): ("left by an attempt that died", {})}
+    await world.pipeline().ingest(_REQUEST.model_copy(update={"version": 2}), FakeJob())
+    assert set(world.chunks) == {(2, 0)}
+
+
+async def test_until_it_is_live_the_old_version_stays() -> None:
+    world = World(attached=replace(_NEW, live_version=1, wanted_version=2))
+    world.chunks = {(1, 0): ("old", {})}
+    seen: list[set[int]] = []
+    world.during = lambda: seen.append(_versions(world))
+    await world.pipeline().ingest(_REQUEST.model_copy(update={"version": 2}), FakeJob())
+    assert seen == [{1}]
+
+
+@pytest.mark.parametrize("meanwhile", [None, replace(_NEW, wanted_version=None)])
+async def test_detached_or_cancelled_while_it_ran_leaves_nothing(meanwhile: Attachment | None) -> None:
+    world, job = World(), FakeJob()
+    world.during = lambda: setattr(world, "attached", meanwhile)
+    await world.pipeline().ingest(_REQUEST, job)
+    assert world.chunks == {}
+    assert world.usage_bytes == 0
+
+
+async def test_overtaken_by_a_newer_version_it_touches_nothing_of_that() -> None:
+    world = World(attached=replace(_NEW, wanted_version=2))
+    world.chunks = {(2, 0): ("of the newer version", {})}
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert _versions(world) == {2}
+    assert world.paths == []
+
+
+async def test_a_file_deleted_before_its_bytes_were_read_is_no_failure() -> None:
+    world = World(blobs=set())
+    looked_up = 0
+
+    async def attachment(_tenant_id: str, _vector_store_id: str, _file_id: str) -> Attachment | None:
+        nonlocal looked_up
+        looked_up += 1
+        return _NEW if looked_up == 1 else None
+
+    world.attachment = attachment  # type: ignore[method-assign]  # the record goes between two looks at it
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert world.chunks == {}
+
+
+async def test_attributes_changed_while_it_ran_are_those_that_go_live() -> None:
+    world = World()
+    world.during = lambda: setattr(world, "attached", replace(_NEW, attributes={"year": 2025.0}))
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert [attributes for _, attributes in world.chunks.values()] == [{"year": 2025.0}]
+    assert world.attached is not None
+    assert world.attached.live_version == 1
+
+
+async def test_a_live_version_only_has_its_attributes_brought_up_to_date() -> None:
+    world, job = World(attached=replace(_NEW, live_version=1, wanted_version=None)), FakeJob()
+    world.chunks = {(1, 0): ("text", {"year": 1999.0})}
+    await world.pipeline().ingest(_REQUEST, job)
+    assert world.chunks == {(1, 0): ("text", {"year": 2024.0})}
+    assert world.paths == []
+    assert job.finished
+
+
+@pytest.mark.parametrize(
+    ("attached", "left"),
+    [
+        (None, set()),
+        (replace(_NEW, live_version=2, wanted_version=None), {2}),
+        (_NEW, {1, 2}),  # attached again: its own job clears what was there
+    ],
+)
+async def test_a_purge_spares_a_file_that_was_attached_again(attached: Attachment | None, left: set[int]) -> None:
+    world = World(attached=attached, chunks={(1, 0): ("one", {}), (2, 0): ("two", {})})
+    await world.pipeline().purge_file(PurgeFile(vector_store_id="vs_1", file_id="file-1"), FakeJob())
+    assert _versions(world) == left
+
+
+def test_chunking_strategies_are_read_as_the_api_writes_them() -> None:
+    assert strategy_of({"type": "auto"}) == AUTO
+    windows = strategy_of(_WINDOWS)
+    assert (windows.max_tokens, windows.overlap_tokens, windows.words) == (100, 20, None)
