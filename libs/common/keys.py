@@ -8,6 +8,7 @@ Broker Redis
     `rate:<tenant>:<key>`     string  GCRA's theoretical arrival time, ms
     `streams:<tenant>:<key>`  zset    open streams: member request id, score when it counts as gone
     `events:<id>`             stream  events of a stored response, entry id = sequence number + 1
+    `answering:<tenant>:<id>` string  a live worker makes these events; expires soon after its death
     `replies:<process>`       channel events for the requests that one gateway process waits for
     `cancels`                 channel ids of requests to stop
 Cache Redis
@@ -48,6 +49,11 @@ def streams(tenant_id: str, key_id: str) -> str:
 def events(tenant_id: str, request_id: str) -> str:
     """The resumable events of a stored response."""
     return f"events:{tenant_id}:{request_id}"
+
+
+def answering(tenant_id: str, request_id: str) -> str:
+    """Set while a live worker makes the events of a request."""
+    return f"answering:{tenant_id}:{request_id}"
 
 
 def replies(process_id: str) -> str:

@@ -85,14 +85,16 @@ async def cancel(gateway: Gateway, tenant_id: str, response_id: str) -> JsonObje
 
 
 async def events(gateway: Gateway, tenant_id: str, response_id: str, *, after: int) -> AsyncIterator[bytes]:
-    """The events of a response from the one after `after` on; ends with its last event or an error event."""
+    """A response's kept events from the one after `after` on; ends with its last event or an error event."""
 
     async def newest_job() -> Row[Any] | None:
         return await gateway.database.read(lambda connection: background.newest_job(connection, tenant_id, response_id))
 
     async def goes_on() -> bool:
         job = await newest_job()
-        return job is not None and job.state not in ledger.TERMINAL
+        if job is not None:
+            return job.state not in ledger.TERMINAL
+        return await gateway.events.is_being_made(tenant_id, response_id)
 
     ended = False
     async for block in gateway.events.read(tenant_id, response_id, after=after, goes_on=goes_on):

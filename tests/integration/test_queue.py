@@ -161,8 +161,13 @@ async def test_requests_streams_and_errors_come_back(bench: Bench) -> None:
     expected = [f'data: {{"n":{number}}}\n\n'.encode() for number in range(500)]
     assert blocks == b"".join(expected)
     log = EventLog(bench.broker, bench.keyring)
+
+    async def ended() -> bool:
+        return False
+
     for after in (-1, 0, 250, 498, 499):
-        assert [block async for block in log.read("tenant_a", call.id, after=after)] == expected[after + 1 :]
+        blocks_again = log.read("tenant_a", call.id, after=after, goes_on=ended)
+        assert [block async for block in blocks_again] == expected[after + 1 :]
     assert not await log.exists("tenant_b", call.id)
 
     for fatal, code in ((True, ErrorCode.INVALID_VALUE), (False, ErrorCode.SERVER_ERROR)):

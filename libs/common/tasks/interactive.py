@@ -22,6 +22,7 @@ InteractiveHandler = Callable[[Any, Reply[Any]], Awaitable[None]]
 
 _log = logs.get_logger(__name__)
 _CLAIM_SECONDS: Final = 3600
+_ANSWERING_SECONDS: Final = 4
 
 
 class InteractiveLane:
@@ -43,6 +44,7 @@ class InteractiveLane:
         self._outbox = Outbox(broker)
         self._sealer = keyring.sealer(keys.REPLIES_PURPOSE)
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._kept: set[str] = set()  # keys of the running requests whose events are kept
         self._cancelled: set[str] = set()
         self._cancels = Subscription(broker_url, keys.CANCELS, self._on_cancel, lambda: None)
 
@@ -83,6 +85,10 @@ class InteractiveLane:
         reply: Reply[Any] = Reply(envelope, self._worker, self._outbox, self._sealer, self._messages)
         work = asyncio.create_task(self._answer(spec, handler, envelope, body, reply))
         self._running[envelope.id] = work
+        answering = keys.answering(envelope.tenant_id, envelope.id)
+        if envelope.keep_events:
+            self._kept.add(answering)
+            self._report_answering(answering)
         if cancelled:
             # Not dropped: the handler gets to its first wait and frees what the request holds, such as a turn.
             asyncio.get_running_loop().call_soon(self._cancel, envelope.id)
@@ -93,6 +99,15 @@ class InteractiveLane:
             if self._running.get(envelope.id) is work:
                 del self._running[envelope.id]
             self._cancelled.discard(envelope.id)
+            self._kept.discard(answering)
+
+    def report(self) -> None:
+        """Let whoever reads kept events know which are still being made; to be called every second."""
+        for answering in self._kept:
+            self._report_answering(answering)
+
+    def _report_answering(self, answering: str) -> None:
+        self._broker.send("SET", answering, "1", "EX", _ANSWERING_SECONDS)
 
     async def _claim(self, envelope: Envelope) -> tuple[bool, bool]:
         """Whether this attempt is ours to run, and whether the request was cancelled meanwhile."""

@@ -115,20 +115,23 @@ class EventLog:
         """Whether events are still kept."""
         return bool(await self._broker.execute("EXISTS", keys.events(tenant_id, request_id)))
 
+    async def is_being_made(self, tenant_id: str, request_id: str) -> bool:
+        """Whether a live worker answers this request right now."""
+        return bool(await self._broker.execute("EXISTS", keys.answering(tenant_id, request_id)))
+
     async def read(
         self,
         tenant_id: str,
         request_id: str,
         *,
         after: int,
-        goes_on: Callable[[], Awaitable[bool]] | None = None,
+        goes_on: Callable[[], Awaitable[bool]],
         poll_seconds: float = 0.1,
     ) -> AsyncIterator[bytes]:
         """Server-sent event blocks with sequence numbers above `after`, to the end of the stream.
 
         Args:
-            goes_on: asked when nothing new came for a second: whether more may come though no end was kept, as for a
-                response made by jobs. Without it the stream goes on while its events are kept.
+            goes_on: asked when nothing new came for a second: whether more may come though no end was kept.
         """
         key = keys.events(tenant_id, request_id)
         position = "-"
@@ -143,10 +146,8 @@ class EventLog:
                 if fields[fields.index(b"e") + 1] == b"1":
                     return
             idle_polls = 0 if entries else idle_polls + 1
-            if idle_polls and idle_polls * poll_seconds % 1.0 < poll_seconds:
-                more = await goes_on() if goes_on is not None else await self.exists(tenant_id, request_id)
-                if not more:
-                    return
+            if idle_polls and idle_polls * poll_seconds % 1.0 < poll_seconds and not await goes_on():
+                return
             if not entries:
                 await asyncio.sleep(poll_seconds)
 

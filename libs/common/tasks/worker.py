@@ -195,6 +195,7 @@ class Worker:
             try:
                 if beats % 10 == 0:
                     await self._clock.synchronise()
+                self._interactive.report()
                 await self._consumers.report(self.queues, self.name, seconds=_ALIVE_SECONDS)
             except (PlatformError, RedisError):
                 _log.warning("could not report to the broker")
