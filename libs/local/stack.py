@@ -27,6 +27,8 @@ _PASSED_TO_SERVICES: Final = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CHAT_MODELS", "GATEWAY_HOST"),
 )
 _PASSED_PREFIXES: Final = ("OTEL_", "OPENAI_", "EMBEDDING_")
+# A database of the caller's instead of SQLite; DATABASE_URL itself often means another project's.
+DATABASE_VARIABLE: Final = "DOCENT_DATABASE_URL"
 _OPENAI_URL: Final = "https://api.openai.com/v1"
 
 
@@ -115,7 +117,7 @@ def service_environment(state_dir: Path, ports: Ports, environ: Mapping[str, str
         **dict.fromkeys(("NO_PROXY", "no_proxy"), _no_proxy(environ)),
         "BROKER_URL": f"redis://{LOOPBACK}:{ports.broker}/0",
         "CACHE_URL": f"redis://{LOOPBACK}:{ports.cache}/0",
-        "DATABASE_URL": f"sqlite:///{state_dir}/docent.db",
+        "DATABASE_URL": environ.get(DATABASE_VARIABLE) or f"sqlite:///{state_dir}/docent.db",
         "BLOBS_URL": (state_dir / "blobs").as_uri(),
         "KEYRING_FILE": str(state_dir / "keyring.json"),
         "QDRANT_URL": f"http://{LOOPBACK}:{ports.vectors}",

@@ -90,12 +90,14 @@ class Gateway:
 
     async def start(self) -> None:
         """Begin to listen for replies and to dispatch jobs."""
+        self.clock.start()
         self.hub.start()
         self.dispatcher.start()
 
     async def stop(self) -> None:
         """Close what `connect` and `start` opened."""
         await self.dispatcher.stop()
+        await self.clock.stop()
         await self.hub.close()
         await self.broker.close()
         await asyncio.to_thread(self.database.close)

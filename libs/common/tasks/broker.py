@@ -19,6 +19,7 @@ from libs.common.logs import get_logger
 Argument = str | bytes | int | float
 
 _log = get_logger(__name__)
+_SYNCHRONISE_SECONDS: Final = 10.0
 _RECONNECT_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -239,10 +240,29 @@ class BrokerClock:
     def __init__(self, broker: BrokerConnection) -> None:
         self._broker = broker
         self._offset_seconds = 0.0
+        self._task: asyncio.Task[None] | None = None
 
     def now(self) -> float:
         """Unix seconds on the broker's clock, as of the last `synchronise`."""
         return time.time() + self._offset_seconds
+
+    def start(self) -> None:
+        """Begin to measure the offset now and every few seconds."""
+        self._task = asyncio.create_task(self._run(), name="broker clock")
+
+    async def stop(self) -> None:
+        """Stop measuring."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.synchronise()
+            except RetryableError:
+                _log.warning("the broker's clock could not be read")
+            await asyncio.sleep(_SYNCHRONISE_SECONDS)
 
     async def synchronise(self) -> float:
         """Measure the offset anew.

@@ -140,6 +140,7 @@ class Worker:
         """Open connections, begin to report, and become ready."""
         self._broker = BrokerConnection(self.settings.broker_url)
         self._clock = BrokerClock(self._broker)
+        self._clock.start()
         self._consumers = Consumers(self._broker, self._clock)
         self._interactive = InteractiveLane(
             self.name, self._broker, self._clock, self.keyring, self.messages, self.settings.broker_url
@@ -190,16 +191,12 @@ class Worker:
             await self._database.read(lambda connection: connection.exec_driver_sql("SELECT 1").one())
 
     async def _report_for_ever(self) -> None:
-        beats = 0
         while True:
             try:
-                if beats % 10 == 0:
-                    await self._clock.synchronise()
                 self._interactive.report()
                 await self._consumers.report(self.queues, self.name, seconds=_ALIVE_SECONDS)
             except (PlatformError, RedisError):
                 _log.warning("could not report to the broker")
-            beats += 1
             await asyncio.sleep(_REPORT_SECONDS)
 
     async def handle(self, task: str, message_id: str, queue: str, body: bytes | str) -> None:
@@ -233,6 +230,7 @@ class Worker:
         if self._shutdown is not None:
             await self._shutdown()
         self._lag.cancel()
+        await self._clock.stop()
         await self._broker.close()
         if self._health is not None:
             await asyncio.to_thread(self._health.stop)
