@@ -20,6 +20,7 @@ Argument = str | bytes | int | float
 
 _log = get_logger(__name__)
 _SYNCHRONISE_SECONDS: Final = 10.0
+_PROBE_SECONDS: Final = 0.25
 _RECONNECT_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -65,22 +66,37 @@ class BrokerConnection:
         self._writer: asyncio.StreamWriter | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
 
     async def execute(self, *command: Argument) -> Any:  # noqa: ANN401 - Redis replies have no common type
         """The reply to one command.
 
         Raises:
-            RetryableError: QUEUE_UNAVAILABLE when Redis is away or silent for `timeout_seconds`, QUEUE_FULL when its
-                memory is, STORAGE_FULL when its disk is.
+            RetryableError: QUEUE_UNAVAILABLE when Redis is away or silent for `timeout_seconds`, and at once while it
+                has not spoken since; QUEUE_FULL when its memory is, STORAGE_FULL when its disk is.
             redis.exceptions.ResponseError: Redis refused the command.
         """
+        if self._probing is not None and not self._probing.done():
+            raise _unavailable()
         future = self.send(*command)
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await future
         except TimeoutError:
             self._drop(_unavailable())
+            self._probing = asyncio.create_task(self._probe(), name="broker probe")
             raise _unavailable() from None
+
+    async def _probe(self) -> None:
+        """Find out when a silent server speaks again, so that only one caller had to wait for it in vain."""
+        while True:
+            await asyncio.sleep(_PROBE_SECONDS)
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    await self.send("PING")
+                return
+            except (TimeoutError, RetryableError, RedisError):
+                self._drop(_unavailable())
 
     def send(self, *command: Argument) -> asyncio.Future[Any]:
         """Put a command into this turn's pipeline; the future gives its reply or error."""
@@ -161,6 +177,9 @@ class BrokerConnection:
             await asyncio.wait([self._flushing], timeout=self._timeout_seconds)
         if self._awaiting:
             await asyncio.wait(list(self._awaiting), timeout=self._timeout_seconds)
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.wait([self._probing])
         reading = self._reading
         self._drop(_unavailable())
         if reading is not None:

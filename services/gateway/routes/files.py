@@ -25,7 +25,8 @@ async def create_file(request: Request, gateway: GatewayDep, principal: Admitted
     new = await receive_file(request, gateway.blobs, tenant_id, gateway.settings.max_file_bytes)
     try:
         file = await gateway.database.write(lambda connection: files.insert(connection, tenant_id, new))
-    except BaseException:
+    except Exception:
+        # Not when cancelled: the commit may still happen then, and a record must never lose its bytes.
         await discard(gateway.blobs, tenant_id, new.blob_id)
         raise
     return json_response(file_object(file))
