@@ -5,9 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVICES := gateway chat ingest batch conversations
 STATE ?= .local
+ROWS ?=
+SEEDS ?= 1
+SCALE ?= 0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo up down status logs lock openapi
+.PHONY: help install check test faults demo up down status logs lock openapi
 
 help:  ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +29,9 @@ check: install  ## lint, format, types, import rules, dependency lists: reports 
 
 test: install  ## every test: unit, contract, integration, end to end
 	$(BIN)/python -m pytest -q
+
+faults: install  ## break everything on purpose (ROWS=2,5 SEEDS=20 SCALE=1.0), show what came of it
+	$(BIN)/python -m tests.faults --rows "$(ROWS)" --seeds $(SEEDS) --scale $(SCALE) --json $(STATE)/faults.json
 
 demo: install  ## start everything, ask the sample documents, continue, run a batch, say where things are
 	$(BIN)/python -m tools.demo --state-dir $(STATE)

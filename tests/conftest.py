@@ -7,12 +7,17 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from libs.common.keyring import Keyring
 from libs.common.records.database import Database
 from libs.common.records.migrate import migrate
 from libs.local.postgres import postgres_available, running_postgres
 from libs.local.redis_servers import running_redis
+
+# How long an example takes says how busy the machine is, nothing about the code.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

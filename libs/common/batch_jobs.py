@@ -24,8 +24,9 @@ SHARD_ITEMS: Final = 20
 def open_batch(
     connection: Connection, messages: MessageSealer, batch: batches.NewBatch, *, window_seconds: float
 ) -> None:
-    """Record a batch, to be validated now and to expire when its window ends."""
-    batches.create(connection, batch, window_seconds=window_seconds)
+    """Record a batch, to be validated now and to expire when its window ends; one that is there is left as it is."""
+    if not batches.create(connection, batch, window_seconds=window_seconds):
+        return
     _submit(connection, messages, VALIDATE_BATCH, batch.tenant_id, batch.id)
     _submit(connection, messages, EXPIRE_BATCH, batch.tenant_id, batch.id, delay_seconds=window_seconds)
 

@@ -3,6 +3,7 @@
 Broker Redis
     `<queue>`                 list    Celery's queue (kombu's own name for it)
     `workers:<queue>`         zset    live consumers: member worker name, score when it counts as gone
+    `draining:<queue>`        zset    the same of consumers that only finish what they have
     `claim:<task>:<id>:<n>`   string  the worker that took attempt n of a request
     `cancel:<id>`             string  the request is not wanted any more
     `rate:<tenant>:<key>`     string  GCRA's theoretical arrival time, ms
@@ -24,6 +25,11 @@ CANCELS: Final = "cancels"
 def workers(queue: str) -> str:
     """Live consumers of a queue."""
     return f"workers:{queue}"
+
+
+def draining(queue: str) -> str:
+    """Workers that take nothing more from a queue, but still finish what they took."""
+    return f"draining:{queue}"
 
 
 def claim(task: str, request_id: str, attempt: int) -> str:

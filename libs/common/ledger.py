@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, select, tuple_, update
 
-from libs.common.errors import ErrorCode, PermanentError, PlatformError, not_found
+from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError, not_found
 from libs.common.records.database import epoch_now
 from libs.common.records.tables import jobs
 
@@ -55,6 +55,7 @@ class ClaimedJob:
     resource_id: str
     attempt: int
     failures: int
+    suspect: bool
     sealed_request: bytes
     traceparent: str | None
     queued_seconds: float
@@ -66,6 +67,18 @@ class Renewal:
 
     job_id: str
     cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChargedJob:
+    """A job that ended its worker's process, and whether it is dead for that."""
+
+    id: str
+    tenant_id: str
+    name: str
+    resource_id: str
+    error: PlatformError
+    dead: bool
 
 
 def new_job_id() -> str:
@@ -87,6 +100,8 @@ def submit(connection: Connection, job: NewJob) -> None:
             sealed_request=job.sealed_request,
             attempt=0,
             failures=0,
+            suspect=False,
+            alone=False,
             due_at=now + job.delay_seconds,
             cancel_requested=False,
             progress_done=0,
@@ -122,6 +137,7 @@ def claim(connection: Connection, job_id: str, worker: str, *, lease_seconds: fl
         resource_id=row.resource_id,
         attempt=row.attempt,
         failures=row.failures,
+        suspect=row.suspect,
         sealed_request=row.sealed_request,
         traceparent=row.traceparent,
         queued_seconds=row.queued_seconds,
@@ -148,6 +164,15 @@ def check(connection: Connection, job_id: str, attempt: int) -> None:
     _move(connection, job_id, attempt, {"attempt": attempt})
 
 
+def run_alone(connection: Connection, job_id: str, attempt: int) -> None:
+    """Note that no other job runs in this worker's process: its death from now on is this job's failure.
+
+    Raises:
+        LeaseLostError: this attempt no longer holds the job.
+    """
+    _move(connection, job_id, attempt, {"alone": True})
+
+
 def report_progress(connection: Connection, job_id: str, attempt: int, *, done: int, total: int) -> None:
     """Let pollers see how far a job is.
 
@@ -167,7 +192,7 @@ def succeed(connection: Connection, job_id: str, attempt: int) -> None:
         connection,
         job_id,
         attempt,
-        {"state": SUCCEEDED, "progress_done": jobs.c.progress_total, **_ended(None)},
+        {"state": SUCCEEDED, "progress_done": jobs.c.progress_total, "suspect": False, **_ended(None)},
     )
 
 
@@ -203,17 +228,17 @@ def fail(
     return dead
 
 
-def release(connection: Connection, job_id: str, attempt: int) -> None:
-    """Hand a job back unfinished, as a draining worker does: nobody's failure, due at once.
+def release(connection: Connection, job_id: str, attempt: int, *, pause_seconds: float = 0.0) -> None:
+    """Hand a job back unfinished, as a draining worker does: nobody's failure, due after the pause.
 
     Raises:
         LeaseLostError: this attempt no longer holds the job.
     """
-    _move(connection, job_id, attempt, _waiting(0.0, None))
+    _move(connection, job_id, attempt, _waiting(pause_seconds, None))
 
 
 def reap_expired(connection: Connection, queue: str) -> list[str]:
-    """Put jobs back whose worker stopped renewing: it died or hangs.
+    """Put jobs back whose worker died or hangs while it may have run others: suspects, but charged with nothing.
 
     Returns:
         The ids of these jobs.
@@ -221,11 +246,31 @@ def reap_expired(connection: Connection, queue: str) -> list[str]:
     return list(
         connection.execute(
             update(jobs)
-            .where(jobs.c.queue == queue, jobs.c.state == RUNNING, jobs.c.lease_expires_at < epoch_now())
-            .values(**_waiting(0.0, None))
+            .where(_expired(queue), jobs.c.alone.is_(False))
+            .values(**_waiting(0.0, None), suspect=True)
             .returning(jobs.c.id)
         ).scalars()
     )
+
+
+def charge_deaths(connection: Connection, queue: str, *, max_attempts: int) -> list[ChargedJob]:
+    """Count a failure of each job whose worker died or hangs while it ran alone.
+
+    Returns:
+        These jobs, dead or waiting for their next try alone.
+    """
+    rows = connection.execute(
+        select(jobs).where(_expired(queue), jobs.c.alone.is_(True)).with_for_update()  # a late renewal must not part us
+    ).all()
+    charged = []
+    for row in rows:
+        count = f"failure {row.failures + 1} of {max_attempts}"
+        error = RetryableError(
+            ErrorCode.SERVER_ERROR, f"The job ended its worker process while running alone ({count})."
+        )
+        dead = fail(connection, row.id, row.attempt, error, failures=row.failures, max_attempts=max_attempts)
+        charged.append(ChargedJob(row.id, row.tenant_id, row.name, row.resource_id, error, dead))
+    return charged
 
 
 def cancel(connection: Connection, tenant_id: str, job_id: str) -> None:
@@ -264,7 +309,16 @@ def requeue(connection: Connection, tenant_id: str, job_id: str) -> None:
     revived = connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.tenant_id == tenant_id, jobs.c.state == FAILED)
-        .values({**_waiting(0.0, None), "state": QUEUED, "failures": 0, "finished_at": None, "cancel_requested": False})
+        .values(
+            {
+                **_waiting(0.0, None),
+                "state": QUEUED,
+                "failures": 0,
+                "suspect": False,
+                "finished_at": None,
+                "cancel_requested": False,
+            }
+        )
     )
     if revived.rowcount == 0:
         raise PermanentError(ErrorCode.JOB_NOT_REQUEUEABLE, f"Job '{job_id}' has not failed: only failed jobs can be.")
@@ -292,9 +346,14 @@ def _held(job_id: str, attempt: int) -> ColumnElement[bool]:
     return and_(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == RUNNING)
 
 
+def _expired(queue: str) -> ColumnElement[bool]:
+    return and_(jobs.c.queue == queue, jobs.c.state == RUNNING, jobs.c.lease_expires_at < epoch_now())
+
+
 def _ended(error: PlatformError | None) -> dict[str, Any]:
     return {
         "finished_at": epoch_now(),
+        "alone": False,
         "lease_expires_at": None,
         "worker": None,
         "error_code": error.code.value if error else None,
@@ -308,6 +367,7 @@ def _waiting(pause_seconds: float, error: PlatformError | None) -> dict[str, Any
         "state": case((jobs.c.cancel_requested, CANCELLED), else_=QUEUED),
         "finished_at": case((jobs.c.cancel_requested, epoch_now())),
         "dispatched_at": None,
+        "alone": False,
         "due_at": epoch_now() + pause_seconds,
         "lease_expires_at": None,
         "worker": None,

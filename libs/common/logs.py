@@ -68,6 +68,8 @@ def configure_logging(service_name: str, level: str = "INFO") -> None:
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
+        library.disabled = False
+        library.setLevel(logging.NOTSET)  # one level for the whole process
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     threading.excepthook = _log_thread_death

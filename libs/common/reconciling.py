@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from libs.common.ledger import QUEUED, RUNNING
+from libs.common import ledger
+from libs.common.ledger import QUEUED, RUNNING, ChargedJob
 from libs.common.records.database import epoch_now
+from libs.common.records.dead_jobs import mark_dead
 from libs.common.records.tables import jobs, leases
 
 
@@ -31,6 +33,7 @@ def take_dispatchable(connection: Connection, queue: str, *, window: int, limit:
         .where(
             jobs.c.queue == queue,
             jobs.c.state == QUEUED,
+            jobs.c.suspect.is_(False),
             jobs.c.dispatched_at.is_(None),
             jobs.c.due_at <= epoch_now(),
         )
@@ -54,6 +57,53 @@ def take_dispatchable(connection: Connection, queue: str, *, window: int, limit:
         ).scalars()
     )
     return [(row.id, row.tenant_id, row.name) for row in chosen if row.id in marked]
+
+
+def take_suspect(connection: Connection, queue: str) -> list[tuple[str, str, str]]:
+    """Choose the suspect that has waited longest, unless another one of the queue is under way, and mark it dispatched.
+
+    Returns:
+        At most one (job id, tenant id, task name).
+    """
+    waiting = and_(jobs.c.queue == queue, jobs.c.state == QUEUED, jobs.c.suspect.is_(True))
+    due = and_(waiting, jobs.c.dispatched_at.is_(None), jobs.c.due_at <= epoch_now())
+    under_way = or_(jobs.c.state == RUNNING, and_(jobs.c.state == QUEUED, jobs.c.dispatched_at.is_not(None)))
+    if connection.execute(select(jobs.c.id).where(due).limit(1)).one_or_none() is None:
+        return []
+    # The lease is nobody's for long: its row makes two dispatchers look one after the other, and so never take two.
+    if not take_lease(connection, f"suspects:{queue}", "dispatchers", seconds=0.0):
+        return []
+    others = select(jobs.c.id).where(jobs.c.queue == queue, jobs.c.suspect.is_(True), under_way).limit(1)
+    if connection.execute(others).one_or_none() is not None:
+        return []
+    first = select(jobs.c.id).where(due).order_by(jobs.c.due_at, jobs.c.id).limit(1).scalar_subquery()
+    taken = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == first, waiting, jobs.c.dispatched_at.is_(None))
+        .values(dispatched_at=epoch_now())
+        .returning(jobs.c.id, jobs.c.tenant_id, jobs.c.name)
+    ).all()
+    return [(row.id, row.tenant_id, row.name) for row in taken]
+
+
+def reap(connection: Connection, queue: str, *, max_attempts: int) -> tuple[list[str], list[ChargedJob]]:
+    """Take back the jobs whose leases have expired; the records of those that are dead now show it.
+
+    Returns:
+        The ids of the new suspects, and the jobs that failed by ending their workers.
+    """
+    charged = ledger.charge_deaths(connection, queue, max_attempts=max_attempts)
+    for job in charged:
+        if job.dead:
+            mark_dead(
+                connection,
+                name=job.name,
+                job_id=job.id,
+                tenant_id=job.tenant_id,
+                resource_id=job.resource_id,
+                error=job.error,
+            )
+    return ledger.reap_expired(connection, queue), charged
 
 
 def undo_dispatch(connection: Connection, job_ids: Iterable[str]) -> None:

@@ -33,6 +33,12 @@ class CommonSettings(BaseSettings):
     dispatch_window_per_tenant: int = 32
     reconcile_interval_seconds: float = 1.0
     max_attempts: int = 3
+    # From one progress report or write of a job to the next.
+    job_step_seconds: float = 600.0
+    # A process whose event loop does not answer for so long ends itself, for nothing else can stop its handler.
+    loop_blocked_seconds: float = 60.0
+    # How long a suspect waits for the other jobs of its process to end; longer with every attempt.
+    alone_wait_seconds: float = 30.0
 
 
 class WorkerSettings(CommonSettings):

@@ -10,18 +10,24 @@ from services.chat.rendering import Event, ToolCalls
 
 
 class ChatRenderer:
-    """Renders `chat.completion` and its chunks."""
+    """Renders `chat.completion` and its chunks.
+
+    The first chunk, which only names the role, goes out with the second: once a client has seen anything, a request
+    whose worker dies cannot be begun again unseen.
+    """
 
     def __init__(self, request: AnswerRequest) -> None:
         self._request = request
         self._text: list[str] = []
         self._annotations: list[dict[str, Any]] = []
         self._tool_calls = ToolCalls()
+        self._unsent: list[Event] = []
         self._finish_reason = "stop"
         self._usage = Usage()
 
     def begin(self) -> list[Event]:
-        return [self._chunk({"role": "assistant", "content": "", "refusal": None})]
+        self._unsent = [self._chunk({"role": "assistant", "content": "", "refusal": None})]
+        return []
 
     def searching(self) -> list[Event]:
         return []
@@ -31,22 +37,22 @@ class ChatRenderer:
 
     def text(self, text: str) -> list[Event]:
         self._text.append(text)
-        return [self._chunk({"content": text})]
+        return [*self._take_unsent(), self._chunk({"content": text})]
 
     def cite(self, citation: Citation) -> list[Event]:
         annotation = citation.annotation()
         self._annotations.append(annotation)
-        return [self._chunk({"annotations": [annotation]})]
+        return [*self._take_unsent(), self._chunk({"annotations": [annotation]})]
 
     def tool_calls(self, fragments: Sequence[dict[str, Any]]) -> list[Event]:
         for fragment in fragments:
             self._tool_calls.add(fragment)
-        return [self._chunk({"tool_calls": list(fragments)})]
+        return [*self._take_unsent(), self._chunk({"tool_calls": list(fragments)})]
 
     def end(self, finish_reason: str, usage: Usage) -> list[Event]:
         self._finish_reason = finish_reason
         self._usage = usage
-        events = [self._chunk({}, finish_reason)]
+        events = [*self._take_unsent(), self._chunk({}, finish_reason)]
         if self._request.include_usage:
             events.append((None, self._object("chat.completion.chunk", []) | {"usage": self._usage_body()}))
         return events
@@ -72,6 +78,10 @@ class ChatRenderer:
             ]
         choice = {"index": 0, "message": message, "finish_reason": self._finish_reason, "logprobs": None}
         return self._object("chat.completion", [choice]) | {"usage": self._usage_body()}
+
+    def _take_unsent(self) -> list[Event]:
+        unsent, self._unsent = self._unsent, []
+        return unsent
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> Event:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}

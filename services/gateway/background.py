@@ -40,6 +40,8 @@ async def start(gateway: Gateway, tenant_id: str, opening: OpenTurn) -> JsonObje
     needs_history = opening.conversation_id is not None or opening.previous_response_id is not None
 
     def record(connection: Connection) -> None:
+        if background.newest_job(connection, tenant_id, question.id) is not None:
+            return  # an earlier run of the same request
         if needs_history:
             submit(connection, gateway.messages, OPEN_BACKGROUND, opening, tenant_id=tenant_id, resource_id=question.id)
         else:

@@ -23,8 +23,11 @@ from libs.common.tasks.reply_hub import EventLog, ReplyHub
 from libs.common.tasks.wire import MessageSealer
 from services.gateway.auth import Authenticator, Principal
 from services.gateway.settings import GatewaySettings
+from services.gateway.upkeep import Upkeep
 
 _log = get_logger(__name__)
+# Without a queue to fill, QUEUE_FULL says that the broker's memory is full.
+_BROKER_CODES = frozenset({ErrorCode.QUEUE_UNAVAILABLE, ErrorCode.QUEUE_FULL, ErrorCode.STORAGE_FULL})
 JOB_QUEUES = (Queue.INGEST, Queue.BATCH, Queue.CHAT_JOBS, Queue.CONVERSATIONS)
 
 
@@ -47,6 +50,7 @@ class Gateway:
     events: EventLog
     authenticator: Authenticator
     readiness: health.Readiness
+    upkeep: Upkeep
 
     @classmethod
     def connect(cls, settings: GatewaySettings) -> "Gateway":
@@ -86,6 +90,7 @@ class Gateway:
             events=EventLog(broker, keyring),
             authenticator=Authenticator(database, keyring),
             readiness=health.Readiness(),
+            upkeep=Upkeep(database, holder=process_id),
         )
 
     async def start(self) -> None:
@@ -93,9 +98,11 @@ class Gateway:
         self.clock.start()
         self.hub.start()
         self.dispatcher.start()
+        self.upkeep.start()
 
     async def stop(self) -> None:
         """Close what `connect` and `start` opened."""
+        await self.upkeep.stop()
         await self.dispatcher.stop()
         await self.clock.stop()
         await self.hub.close()
@@ -128,7 +135,7 @@ async def get_admitted(
 ) -> Principal:
     """The principal of a request that goes into no queue, counted against the key's limit.
 
-    Records are the truth, so such requests are served while the broker is away, uncounted.
+    Records are the truth, so such requests are served while the broker is away or full, uncounted.
 
     Raises:
         RetryableError: RATE_LIMIT_EXCEEDED.
@@ -136,9 +143,9 @@ async def get_admitted(
     try:
         await gateway.publisher.admit(principal.limits)
     except RetryableError as error:
-        if error.code is not ErrorCode.QUEUE_UNAVAILABLE:
+        if error.code not in _BROKER_CODES:
             raise
-        _log.warning("request served without counting: the broker is away")
+        _log.warning("request served without counting: the broker is away or full", code=error.code.value)
     return principal
 
 

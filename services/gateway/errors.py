@@ -62,5 +62,10 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(_request: Request, error: Exception) -> Response:
+    return unexpected_response(error)
+
+
+def unexpected_response(error: Exception) -> Response:
+    """The 500 of a fault of ours, which is logged."""
     _log.error("unexpected error", exc_info=error)
     return error_response(RetryableError(ErrorCode.SERVER_ERROR, "The server failed on this request. Try again."))

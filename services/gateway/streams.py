@@ -15,6 +15,7 @@ from libs.common import metrics
 from libs.common.contracts.base import Message, TaskSpec
 from libs.common.contracts.chat import Answer
 from libs.common.contracts.conversations import Body
+from libs.common.contracts.ids import call_id_of
 from libs.common.errors import PlatformError
 from libs.common.tasks.open_call import Call, OpenCall
 from libs.common.tasks.publisher import Admission
@@ -139,7 +140,7 @@ class Interactive:
         return Call(
             spec,
             message,
-            call_id or uuid.uuid4().hex,
+            call_id_of(call_id) if call_id else uuid.uuid4().hex,
             self.principal.limits,
             self.gateway.settings.interactive_deadline_seconds,
             keep_events=keep_events,

@@ -42,7 +42,7 @@ class UploadFields(Body):
 
 
 async def receive_file(request: Request, blobs: BlobStore, tenant_id: str, limit_bytes: int) -> NewFile:
-    """Store the file of a form under a fresh id; whatever goes wrong, no blob is left.
+    """Store the file of a form under a blob id of its own; whatever goes wrong, no blob is left.
 
     Raises:
         PermanentError: EMPTY_FILE, BODY_TOO_LARGE, MISSING_FIELD or another fault of the form.
@@ -65,6 +65,11 @@ async def receive_file(request: Request, blobs: BlobStore, tenant_id: str, limit
         blob_id=blob_id,
         expires_after_seconds=options.expires_after.seconds if options.expires_after else None,
     )
+
+
+def content_of(new: NewFile) -> bytes:
+    """What tells one upload from another: two forms of one file differ in their boundaries."""
+    return "\0".join((new.filename, new.purpose, new.sha256, str(new.expires_after_seconds))).encode()
 
 
 async def discard(blobs: BlobStore, tenant_id: str, blob_id: str) -> None:

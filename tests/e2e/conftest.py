@@ -16,13 +16,13 @@ SAMPLES = Path(__file__).parents[2] / "samples"
 MODEL = "docent-extractive"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def collector() -> Iterator[Collector]:
     with running_collector() as collector:
         yield collector
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Stack]:
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "EMBEDDING_"))},
@@ -54,7 +54,7 @@ def http(stack: Stack) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def handbook(stack: Stack) -> str:
     """The id of a vector store that holds the sample documents."""
     paths = [path for path in sorted(SAMPLES.iterdir()) if path.suffix in {".pdf", ".docx", ".html", ".csv", ".txt"}]

@@ -446,7 +446,8 @@ async def _finalizing(platform: Platform, items: int) -> tuple[str, JobRun, str]
     job_id = (await platform.jobs(batch_id, FINALIZE_BATCH))[0].id
     claimed = await platform.database.write(lambda c: ledger.claim(c, job_id, "slow", lease_seconds=-1))
     assert claimed is not None
-    return batch_id, JobRun(claimed, platform.database, platform.dispatcher, is_last_try=False), job_id
+    run = JobRun(claimed, platform.database, platform.dispatcher, is_last_try=False, next_step=lambda: None)
+    return batch_id, run, job_id
 
 
 async def test_an_attempt_that_was_overtaken_changes_nothing(platform: Platform) -> None:

@@ -56,10 +56,9 @@ def _file(connection: Connection, name: str, tenant: str = "a", **more: Any) -> 
 
 
 def _store(connection: Connection, name: str = "one", tenant: str = "a", days: int | None = None) -> str:
-    store = vector_stores.create(
-        connection, tenant, store_id=f"vs_{name}", name=name, metadata={}, expires_after_days=days
-    )
-    return store.id
+    store_id = f"vs_{name}"
+    vector_stores.create(connection, tenant, store_id=store_id, name=name, metadata={}, expires_after_days=days)
+    return store_id
 
 
 def _attach(connection: Connection, store_id: str, file: File, **more: Any) -> tuple[AttachedFile, bool]:

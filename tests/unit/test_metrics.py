@@ -26,7 +26,8 @@ def test_render_is_what_prometheus_reads() -> None:
     body, content_type = metrics.render()
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
     assert content_type.startswith("text/plain")
-    assert families["docent_queue_depth"].samples[0].value == 3
+    depths = {sample.labels["queue"]: sample.value for sample in families["docent_queue_depth"].samples}
+    assert depths["chat"] == 3
     assert families["docent_build_info"].samples[0].labels["service"] == "chat"
     assert re.match(r"\d+\.\d+", families["docent_build_info"].samples[0].labels["version"])
     ours = [name for name in families if not name.startswith("process_")]

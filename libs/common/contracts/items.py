@@ -1,11 +1,11 @@
 """Conversation items: from what clients send to full items, and from items to prompt messages."""
 
 import re
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from libs.common.contracts.chat import ChatMessage, JsonObject
+from libs.common.contracts.ids import new_hex
 from libs.common.errors import ErrorCode, PermanentError
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -45,7 +45,7 @@ _REQUIRED: Final[Mapping[str, Mapping[str, type[str] | type[list[object]]]]] = {
 
 def new_item_id(prefix: str) -> str:
     """A fresh item id."""
-    return f"{prefix}_{uuid.uuid4().hex}"
+    return f"{prefix}_{new_hex(prefix)}"
 
 
 def normalise_items(

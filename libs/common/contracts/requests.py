@@ -8,7 +8,6 @@ completions are ours, sent by the official SDKs through `extra_body`.
 import base64
 import struct
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 from libs.common.contracts.chat import AnswerRequest, ChatMessage, EmbedRequest, JsonObject, Retrieval, Shape, Turn
 from libs.common.contracts.filters import Filter
+from libs.common.contracts.ids import new_hex
 from libs.common.contracts.items import messages_of, normalise_items
 
 MAX_EMBEDDING_INPUTS: Final = 2048
@@ -353,7 +353,7 @@ def retrieval_of(
 def new_id(prefix: str) -> str:
     """A fresh id of one of the API's kinds, such as `resp_…`."""
     separator = "-" if prefix in {"chatcmpl", "cmpl", "file"} else "_"
-    return f"{prefix}{separator}{uuid.uuid4().hex}"
+    return f"{prefix}{separator}{new_hex(prefix)}"
 
 
 def _chat_function(tool: dict[str, Any]) -> dict[str, JsonValue]:

@@ -47,6 +47,13 @@ class QueryScope:
     vector_store_ids: tuple[str, ...]
 
 
+class CollectionMissingError(RetryableError):
+    """The collection was never set up, or is gone: setting it up is all that is missing."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.RETRIEVAL_UNAVAILABLE, "The vector database answered with status 404.")
+
+
 class ChunkCollection:
     """All tenants' chunks for one embedding model, behind an alias so that a rebuilt collection can take its place.
 
@@ -122,8 +129,11 @@ class ChunkCollection:
         )
         if not asked or not scope.vector_store_ids:
             return []
-        with _qdrant_errors():
-            answers = await self._client.query_batch_points(self.alias, [ranking.request for ranking in asked])
+        try:
+            with _qdrant_errors():
+                answers = await self._client.query_batch_points(self.alias, [ranking.request for ranking in asked])
+        except CollectionMissingError:
+            return []  # nothing was ever stored
         found = weighted_sum(
             [(ranking.weight, answer.points) for ranking, answer in zip(asked, answers, strict=True)], limit
         )
@@ -233,8 +243,9 @@ def _qdrant_errors() -> Iterator[None]:
         raise _unavailable("could not be reached or is overloaded") from None
     except UnexpectedResponse as error:
         status = error.status_code or 500
-        # 404 is the whole collection, so setting it up is all that is missing.
-        if status >= 500 or status in (404, 408, 429):
+        if status == 404:
+            raise CollectionMissingError from None
+        if status >= 500 or status in (408, 429):
             raise _unavailable(f"answered with status {status}") from None
         message = f"The vector database refused the request with status {status}."
         raise PermanentError(ErrorCode.SERVER_ERROR, message) from None

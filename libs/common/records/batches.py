@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, inser
 
 from libs.common.errors import ErrorCode, PermanentError, not_found
 from libs.common.records.database import epoch_now
+from libs.common.records.inserting import insert_if_absent
 from libs.common.records.tables import batch_items, batches
 
 RUNNING: Final = frozenset({"validating", "in_progress"})
@@ -60,11 +61,11 @@ class Counts:
     failed: int = 0
 
 
-def create(connection: Connection, batch: NewBatch, *, window_seconds: float) -> None:
-    """Record a batch that waits for its validation."""
+def create(connection: Connection, batch: NewBatch, *, window_seconds: float) -> bool:
+    """Record a batch that waits for its validation; False if an earlier run of the same request made it."""
     now = epoch_now()
     row = asdict(batch) | {"status": "validating", "total": 0, "created_at": now, "expires_at": now + window_seconds}
-    connection.execute(insert(batches).values(**row))
+    return insert_if_absent(connection, batches, row)
 
 
 def get(connection: Connection, tenant_id: str, batch_id: str) -> Row[Any]:

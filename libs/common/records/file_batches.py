@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 from sqlalchemy import update as update_rows
 
 from libs.common.errors import not_found
 from libs.common.records import vector_stores
 from libs.common.records.database import epoch_now
+from libs.common.records.inserting import insert_if_absent
 from libs.common.records.tables import file_batches, vector_store_files
 from libs.common.records.vector_store_files import IN_PROGRESS
 from libs.common.records.vector_stores import FileCounts
@@ -25,7 +26,7 @@ class FileBatch:
 
 
 def create(connection: Connection, tenant_id: str, store_id: str, batch_id: str) -> None:
-    """Record a batch, still without files.
+    """Record a batch, still without files, unless an earlier run of the same request did.
 
     Raises:
         PermanentError: NOT_FOUND for the vector store.
@@ -33,7 +34,13 @@ def create(connection: Connection, tenant_id: str, store_id: str, batch_id: str)
     vector_stores.touch(connection, tenant_id, [store_id])
     vector_stores.require_stores(connection, tenant_id, [store_id])
     row = {"id": batch_id, "tenant_id": tenant_id, "vector_store_id": store_id, "cancelled": False}
-    connection.execute(insert(file_batches).values(created_at=epoch_now(), **row))
+    insert_if_absent(connection, file_batches, {"created_at": epoch_now(), **row})
+
+
+def exists(connection: Connection, tenant_id: str, batch_id: str) -> bool:
+    """Whether the batch is recorded."""
+    found = select(file_batches.c.id).where(file_batches.c.id == batch_id, file_batches.c.tenant_id == tenant_id)
+    return connection.execute(found).one_or_none() is not None
 
 
 def get(connection: Connection, tenant_id: str, store_id: str, batch_id: str) -> FileBatch:

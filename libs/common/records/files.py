@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, or_, select
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import insert as insert_row
 
 from libs.common.errors import not_found
 from libs.common.records import vector_stores
 from libs.common.records.database import epoch_now
+from libs.common.records.inserting import insert_if_absent
 from libs.common.records.paging import Page, PageQuery, read_page
 from libs.common.records.tables import files, vector_store_files
 
@@ -53,26 +53,24 @@ class DeletedFile:
 
 
 def insert(connection: Connection, tenant_id: str, new: NewFile) -> File:
-    """Record an uploaded file."""
+    """Record an uploaded file, or find the record that an earlier run of the same request made: then with its blob."""
     now = epoch_now()
     expires_at = None if new.expires_after_seconds is None else now + new.expires_after_seconds
-    row = connection.execute(
-        insert_row(files)
-        .values(
-            id=new.id,
-            tenant_id=tenant_id,
-            filename=new.filename,
-            purpose=new.purpose,
-            bytes=new.bytes,
-            sha256=new.sha256,
-            blob_id=new.blob_id,
-            status=PROCESSED,
-            created_at=now,
-            expires_at=expires_at,
-        )
-        .returning(files)
-    )
-    return File(**row.mappings().one())
+    row = {
+        "id": new.id,
+        "tenant_id": tenant_id,
+        "filename": new.filename,
+        "purpose": new.purpose,
+        "bytes": new.bytes,
+        "sha256": new.sha256,
+        "blob_id": new.blob_id,
+        "status": PROCESSED,
+        "created_at": now,
+        "expires_at": expires_at,
+    }
+    insert_if_absent(connection, files, row)
+    mine = (files.c.id == new.id, files.c.tenant_id == tenant_id)
+    return File(**connection.execute(select(files).where(*mine)).mappings().one())
 
 
 def get(connection: Connection, tenant_id: str, file_id: str, *, lock: bool = False) -> File:

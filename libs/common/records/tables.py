@@ -210,6 +210,8 @@ jobs = Table(
     Column("sealed_request", LargeBinary, nullable=False),
     Column("attempt", Integer, nullable=False),  # fencing token: grows with every claim
     Column("failures", Integer, nullable=False),  # failures of its own; at max_attempts it is dead
+    Column("suspect", Boolean, nullable=False),  # a worker died while it ran: its next attempt runs alone
+    Column("alone", Boolean, nullable=False),  # the current attempt runs with no other job in its process
     Column("due_at", Float, nullable=False),
     Column("dispatched_at", Float),  # NULL: no message of it is in the queue
     Column("worker", Text),
@@ -242,7 +244,10 @@ idempotency = Table(
     Column("tenant_id", String(64), nullable=False),
     Column("key", String(255), nullable=False),  # the client's key, or the fingerprint of a repeated request
     Column("fingerprint", String(64), nullable=False),  # SHA-256 of route and body
-    Column("status", Integer),  # NULL: still in flight
+    Column("seed", String(32), nullable=False),  # the ids of what the request makes follow from it
+    Column("attempt", Integer, nullable=False),  # fencing token: grows each time the request is run again
+    Column("lease_expires_at", Float, nullable=False),  # until then nobody else runs the request
+    Column("status", Integer),  # NULL: no reply is kept (yet)
     Column("sealed_reply", LargeBinary),
     Column("expires_at", Float, nullable=False),
     PrimaryKeyConstraint("tenant_id", "key"),

@@ -17,14 +17,12 @@ from sqlalchemy import (
     delete as delete_rows,
 )
 from sqlalchemy import (
-    insert as insert_row,
-)
-from sqlalchemy import (
     update as update_rows,
 )
 
 from libs.common.errors import not_found
 from libs.common.records.database import epoch_now
+from libs.common.records.inserting import insert_if_absent
 from libs.common.records.paging import Page, PageQuery, read_page
 from libs.common.records.tables import vector_store_files, vector_stores
 
@@ -78,22 +76,24 @@ def create(
     name: str,
     metadata: Mapping[str, str],
     expires_after_days: int | None = None,
-) -> VectorStore:
-    """Record a new, empty vector store; it expires so many days after it was last used."""
+) -> bool:
+    """Record a new, empty vector store; it expires so many days after it was last used.
+
+    Returns:
+        False if an earlier run of the same request made it.
+    """
     now = epoch_now()
-    connection.execute(
-        insert_row(vector_stores).values(
-            id=store_id,
-            tenant_id=tenant_id,
-            name=name,
-            metadata=dict(metadata),
-            revision=1,
-            created_at=now,
-            last_active_at=now,
-            **_expiry(expires_after_days, now),
-        )
-    )
-    return get(connection, tenant_id, store_id)
+    row = {
+        "id": store_id,
+        "tenant_id": tenant_id,
+        "name": name,
+        "metadata": dict(metadata),
+        "revision": 1,
+        "created_at": now,
+        "last_active_at": now,
+        **_expiry(expires_after_days, now),
+    }
+    return insert_if_absent(connection, vector_stores, row)
 
 
 def get(connection: Connection, tenant_id: str, store_id: str) -> VectorStore:

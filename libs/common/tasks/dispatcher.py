@@ -8,9 +8,10 @@ import asyncio
 from collections.abc import Sequence
 
 from redis.exceptions import RedisError
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from libs.common import ledger, metrics, reconciling
+from libs.common import metrics, reconciling
 from libs.common.contracts.base import Queue
 from libs.common.errors import PlatformError
 from libs.common.logs import get_logger
@@ -55,6 +56,7 @@ class Dispatcher:
         self._queues = tuple(queues)
         self._holder = holder
         self._nudged = asyncio.Event()
+        self._reap_from = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -93,14 +95,20 @@ class Dispatcher:
                 await self._repair(queue)
             await self._dispatch(queue)
         except (PlatformError, SQLAlchemyError, RedisError) as error:
+            if not isinstance(error, RedisError):
+                # Nobody could renew a lease meanwhile: an expired one proves no death until the living had their turn.
+                self._reap_from = asyncio.get_running_loop().time() + self._settings.lease_seconds
             # Nothing is lost: the rows stay as they are and the next round tries again.
             _log.warning("dispatch round failed", queue=queue, error=type(error).__name__)
 
     async def _dispatch(self, queue: Queue) -> None:
         window = self._settings.dispatch_window_per_tenant
-        jobs = await self._database.write(
-            lambda connection: reconciling.take_dispatchable(connection, queue, window=window, limit=_ROUND)
-        )
+
+        def take(connection: Connection) -> list[tuple[str, str, str]]:
+            suspects = reconciling.take_suspect(connection, queue)
+            return suspects + reconciling.take_dispatchable(connection, queue, window=window, limit=_ROUND)
+
+        jobs = await self._database.write(take)
         if not jobs:
             return
         messages = [self._message(queue, *job) for job in jobs]
@@ -110,7 +118,7 @@ class Dispatcher:
         if unsent:
             await self._database.write(lambda connection: reconciling.undo_dispatch(connection, unsent))
             _log.warning("messages could not be pushed", queue=queue, count=len(unsent))
-        elif len(jobs) == _ROUND:
+        elif len(jobs) >= _ROUND:
             self.nudge()
 
     def _message(self, queue: Queue, job_id: str, tenant_id: str, task: str) -> bytes:
@@ -124,9 +132,8 @@ class Dispatcher:
         )
         if not leads:
             return
-        reaped = await self._database.write(lambda connection: ledger.reap_expired(connection, queue))
-        if reaped:
-            _log.warning("leases expired", queue=queue, jobs=reaped[:20], count=len(reaped))
+        if asyncio.get_running_loop().time() >= self._reap_from:
+            await self._reap(queue)
         empty = await self._publisher.depth(queue) == 0
         older_than_seconds = _LOST_AFTER_SECONDS if empty else _SURELY_LOST_AFTER_SECONDS
         lost = await self._database.write(
@@ -137,6 +144,17 @@ class Dispatcher:
         if lost:
             _log.warning("messages were lost on the way", queue=queue, count=lost)
         await self._measure(queue)
+
+    async def _reap(self, queue: Queue) -> None:
+        suspects, charged = await self._database.write(
+            lambda connection: reconciling.reap(connection, queue, max_attempts=self._settings.max_attempts)
+        )
+        if suspects:
+            _log.warning("leases expired", queue=queue, jobs=suspects[:20], count=len(suspects))
+        for job in charged:
+            _log.warning("a job ended its worker", queue=queue, job_id=job.id, dead=job.dead)
+            if job.dead:
+                metrics.DEAD_LETTERS.labels(kind=job.name).inc()
 
     async def _measure(self, queue: Queue) -> None:
         counts = await self._database.read(lambda connection: reconciling.counts(connection, queue))

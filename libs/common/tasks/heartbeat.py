@@ -1,8 +1,9 @@
 """The heartbeat: renews the leases of a process's jobs, and tells them when they must stop."""
 
 import asyncio
+import os
 import threading
-from typing import Literal
+from typing import Final, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -15,6 +16,7 @@ from libs.common.settings import CommonSettings
 _log = get_logger(__name__)
 
 Reason = Literal["lost", "cancelled", "overdue", "draining"]
+_EXIT_BLOCKED: Final = 70  # EX_SOFTWARE of sysexits.h
 
 
 class HeldJob:
@@ -40,6 +42,7 @@ class Heartbeat:
         self._settings = settings
         self._loop = loop
         self._held: dict[str, HeldJob] = {}
+        self._unanswered = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -58,6 +61,12 @@ class Heartbeat:
         with self._lock:
             self._held[job_id] = held
 
+    def next_step(self, job_id: str) -> None:
+        """The job got on: its time for one step begins anew."""
+        with self._lock:
+            if (held := self._held.get(job_id)) is not None:
+                held.overdue_at = self._loop.time() + self._settings.job_step_seconds
+
     def let_go(self, job_id: str) -> None:
         """Renew it no longer."""
         with self._lock:
@@ -70,10 +79,24 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.heartbeat_seconds):
+            self._watch_loop()
             with self._lock:
                 held = dict(self._held)
             if held:
                 self._beat(held)
+
+    def _watch_loop(self) -> None:
+        # Beats are counted, not seconds: a process that was frozen as a whole is not blocked when it goes on.
+        if self._unanswered * self._settings.heartbeat_seconds >= self._settings.loop_blocked_seconds:
+            with self._lock:
+                _log.error("event loop blocked", jobs=list(self._held)[:20])
+            # A handler that never yields cannot be cancelled; its leases expire, and a fresh process starts.
+            os._exit(_EXIT_BLOCKED)
+        self._unanswered += 1
+        self._loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._unanswered = 0
 
     def _beat(self, held: dict[str, HeldJob]) -> None:
         now = self._loop.time()

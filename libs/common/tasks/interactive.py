@@ -44,6 +44,7 @@ class InteractiveLane:
         self._outbox = Outbox(broker)
         self._sealer = keyring.sealer(keys.REPLIES_PURPOSE)
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._runs: set[asyncio.Task[None]] = set()
         self._kept: set[str] = set()  # keys of the running requests whose events are kept
         self._cancelled: set[str] = set()
         self._cancels = Subscription(broker_url, keys.CANCELS, self._on_cancel, lambda: None)
@@ -54,8 +55,11 @@ class InteractiveLane:
 
     async def stop(self, grace_seconds: float) -> None:
         """Let what runs finish for a while; end the rest with an error event, never silence."""
-        if self._running:
-            await asyncio.wait(list(self._running.values()), timeout=grace_seconds)
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + grace_seconds
+        # Whole runs, and again: a claim may be under way, or a message taken that only begins now.
+        while self._runs and (left_seconds := give_up_at - loop.time()) > 0:
+            await asyncio.wait(list(self._runs), timeout=left_seconds)
         remaining = list(self._running.values())
         for task in remaining:
             task.cancel()
@@ -79,6 +83,14 @@ class InteractiveLane:
 
     async def run(self, spec: TaskSpec[Any, Any], handler: InteractiveHandler, envelope: Envelope, body: bytes) -> None:
         """Run one message to its end; every outcome reaches whoever waits."""
+        run = asyncio.create_task(self._run(spec, handler, envelope, body))
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+        await run
+
+    async def _run(
+        self, spec: TaskSpec[Any, Any], handler: InteractiveHandler, envelope: Envelope, body: bytes
+    ) -> None:
         claimed, cancelled = await self._claim(envelope)
         if not claimed:
             return

@@ -6,24 +6,27 @@ committed together with the job's end by `JobRun.finish`, under the fencing toke
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from libs.common import ledger, logs, metrics
+from libs.common import ledger, logs, metrics, reconciling
 from libs.common.contracts.base import JobSpec
 from libs.common.errors import ErrorCode, PlatformError, RetryableError
 from libs.common.ledger import ClaimedJob, LeaseLostError
 from libs.common.records.database import Database
 from libs.common.records.dead_jobs import mark_dead
 from libs.common.settings import CommonSettings
+from libs.common.tasks.alone import JobGate
 from libs.common.tasks.dispatcher import Dispatcher
 from libs.common.tasks.heartbeat import Heartbeat, HeldJob, Reason
 from libs.common.tasks.observed import handling_job
 from libs.common.tasks.wire import Envelope, MessageSealer
 
 _log = logs.get_logger(__name__)
-_STEP_SECONDS: Final = 600.0
+# Shorter than the time after which the reconciler takes a message for lost, so that there is never a second one.
+_HELD_BACK_SECONDS: Final = 2.0
 
 
 class JobRun:
@@ -33,11 +36,20 @@ class JobRun:
         is_last_try: whether a failure of this attempt will be the job's last.
     """
 
-    def __init__(self, claimed: ClaimedJob, database: Database, dispatcher: Dispatcher, *, is_last_try: bool) -> None:
+    def __init__(
+        self,
+        claimed: ClaimedJob,
+        database: Database,
+        dispatcher: Dispatcher,
+        *,
+        is_last_try: bool,
+        next_step: Callable[[], None],
+    ) -> None:
         self.is_last_try = is_last_try
         self._claimed = claimed
         self._database = database
         self._dispatcher = dispatcher
+        self._next_step = next_step
         self.finished = False
 
     @property
@@ -49,7 +61,7 @@ class JobRun:
         return self._claimed.tenant_id
 
     async def progress(self, done: int, total: int) -> None:
-        """Let pollers see how far the job is.
+        """Let pollers see how far the job is; its time for one step begins anew.
 
         Raises:
             LeaseLostError: this attempt no longer holds the job.
@@ -59,9 +71,10 @@ class JobRun:
                 connection, self._claimed.id, self._claimed.attempt, done=done, total=total
             )
         )
+        self._next_step()
 
     async def write(self, step: Callable[[Connection], None]) -> None:
-        """Commit a step, if this attempt still holds the job.
+        """Commit a step, if this attempt still holds the job; the time for the next one begins.
 
         Raises:
             LeaseLostError: it does not; nothing was written.
@@ -72,6 +85,7 @@ class JobRun:
             step(connection)
 
         await self._database.write(guarded)
+        self._next_step()
 
     async def finish(self, last_step: Callable[[Connection], object] | None = None) -> None:
         """Commit the last step and the job's success together.
@@ -109,6 +123,7 @@ class JobLane:
         self._dispatcher = dispatcher
         self._settings = settings
         self._heartbeat = Heartbeat(database, settings, asyncio.get_running_loop())
+        self._gate = JobGate()
         self._runs: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -117,6 +132,7 @@ class JobLane:
 
     async def stop(self, grace_seconds: float) -> None:
         """Let what runs finish for a while, then hand the rest back to the ledger."""
+        self._gate.shut()
         # Whole runs, not only handlers: a claim may be under way, and handing back takes a commit.
         if self._runs:
             await asyncio.wait(self._runs, timeout=grace_seconds)
@@ -128,10 +144,20 @@ class JobLane:
 
     async def run(self, spec: JobSpec[Any], handler: JobHandler, envelope: Envelope) -> None:
         """Run one message: claim its job, and see it to an end or back into the ledger."""
-        run = asyncio.create_task(self._run(spec, handler, envelope))
+        run = asyncio.create_task(self._enter(spec, handler, envelope))
         self._runs.add(run)
         run.add_done_callback(self._runs.discard)
         await run
+
+    async def _enter(self, spec: JobSpec[Any], handler: JobHandler, envelope: Envelope) -> None:
+        if not await self._gate.enter(_HELD_BACK_SECONDS):
+            # A suspect runs alone here, or we drain: the next round of dispatching may find another process.
+            await self._database.write(lambda connection: reconciling.undo_dispatch(connection, [envelope.id]))
+            return
+        try:
+            await self._run(spec, handler, envelope)
+        finally:
+            self._gate.leave()
 
     async def _run(self, spec: JobSpec[Any], handler: JobHandler, envelope: Envelope) -> None:
         claimed = await self._database.write(
@@ -144,7 +170,7 @@ class JobLane:
             metrics.REFUSED_MESSAGES.labels(reason="not_claimable").inc()
             return
         task = asyncio.create_task(self._work(spec, handler, claimed))
-        held = HeldJob(task, claimed.attempt, asyncio.get_running_loop().time() + _STEP_SECONDS)
+        held = HeldJob(task, claimed.attempt, asyncio.get_running_loop().time() + self._settings.job_step_seconds)
         self._heartbeat.hold(claimed.id, held)
         try:
             await asyncio.wait([task])
@@ -155,14 +181,12 @@ class JobLane:
             self._dispatcher.nudge()
 
     async def _work(self, spec: JobSpec[Any], handler: JobHandler, claimed: ClaimedJob) -> None:
-        is_last_try = claimed.failures + 1 >= self._settings.max_attempts
-        job = JobRun(claimed, self._database, self._dispatcher, is_last_try=is_last_try)
         with handling_job(claimed):
             try:
-                body = self._messages.open_job_request(claimed.queue, claimed.id, claimed.sealed_request)
-                await handler(spec.request.model_validate_json(body), job)
-                if not job.finished:
-                    await job.finish()
+                if claimed.suspect:
+                    await self._attempt_alone(spec, handler, claimed)
+                else:
+                    await self._attempt(spec, handler, claimed)
             except LeaseLostError:
                 _log.warning("another worker has this job now", attempt=claimed.attempt)
             except PlatformError as error:
@@ -170,6 +194,32 @@ class JobLane:
             except Exception as error:  # noqa: BLE001 - the process boundary: log, fail the job, live on
                 _log.error("job handler failed", task=spec.name, exc_info=error)
                 await self._fail(claimed, RetryableError(ErrorCode.SERVER_ERROR, "The server failed on this job."))
+
+    async def _attempt(self, spec: JobSpec[Any], handler: JobHandler, claimed: ClaimedJob) -> None:
+        job = JobRun(
+            claimed,
+            self._database,
+            self._dispatcher,
+            is_last_try=claimed.failures + 1 >= self._settings.max_attempts,
+            next_step=partial(self._heartbeat.next_step, claimed.id),
+        )
+        body = self._messages.open_job_request(claimed.queue, claimed.id, claimed.sealed_request)
+        await handler(spec.request.model_validate_json(body), job)
+        if not job.finished:
+            await job.finish()
+
+    async def _attempt_alone(self, spec: JobSpec[Any], handler: JobHandler, claimed: ClaimedJob) -> None:
+        # Longer with every attempt, or a process with long jobs would never be quiet; within the time for one step.
+        wait_seconds = min(self._settings.alone_wait_seconds * claimed.attempt, self._settings.job_step_seconds / 2)
+        async with self._gate.alone(wait_seconds) as alone:
+            if alone:
+                await self._database.write(lambda connection: ledger.run_alone(connection, claimed.id, claimed.attempt))
+                self._heartbeat.next_step(claimed.id)
+                await self._attempt(spec, handler, claimed)
+                return
+        await self._database.write(
+            lambda connection: ledger.release(connection, claimed.id, claimed.attempt, pause_seconds=wait_seconds)
+        )
 
     async def _fail(self, claimed: ClaimedJob, error: PlatformError) -> None:
         _log.info("job attempt failed", code=error.code.value, failures=claimed.failures + 1)

@@ -183,17 +183,23 @@ class Consumers:
 
     async def is_alive(self, queue: str, worker: str) -> bool:
         """Whether this worker has reported lately."""
-        score = await self._broker.execute("ZSCORE", keys.workers(queue), worker)
-        return score is not None and float(score) > self._clock.now()
+        consuming = self._broker.send("ZSCORE", keys.workers(queue), worker)
+        draining = await self._broker.execute("ZSCORE", keys.draining(queue), worker)
+        scores = [float(score) for score in (await consuming, draining) if score is not None]
+        return max(scores, default=0.0) > self._clock.now()
 
-    async def report(self, queues: tuple[str, ...], worker: str, *, seconds: float) -> None:
-        """This worker lives and consumes these queues for the next `seconds`."""
+    async def report(self, queues: tuple[str, ...], worker: str, *, seconds: float, draining: bool = False) -> None:
+        """This worker lives for the next `seconds`, and consumes these queues or only finishes what it took."""
         now = self._clock.now()
         for queue in queues:
-            self._broker.send("ZREMRANGEBYSCORE", keys.workers(queue), "-inf", now - 60)
-            await self._broker.execute("ZADD", keys.workers(queue), now + seconds, worker)
+            key = keys.draining(queue) if draining else keys.workers(queue)
+            if draining:
+                self._broker.send("ZREM", keys.workers(queue), worker)
+            self._broker.send("ZREMRANGEBYSCORE", key, "-inf", now - 60)
+            await self._broker.execute("ZADD", key, now + seconds, worker)
 
     def retire(self, queues: tuple[str, ...], worker: str) -> None:
-        """This worker takes nothing more."""
+        """This worker is gone."""
         for queue in queues:
             self._broker.send("ZREM", keys.workers(queue), worker)
+            self._broker.send("ZREM", keys.draining(queue), worker)

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from celery import Celery
+from celery import Celery, signals
 from kombu import Exchange
 from kombu import Queue as KombuQueue
 from redis.exceptions import RedisError
@@ -120,6 +120,7 @@ class Worker:
         logs.configure_logging(self.settings.service_name, self.settings.log_level)
         # One line per message would cost as much as the message; our own access logs say what ran.
         logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+        signals.task_unknown.connect(_count_unknown_task)
         stop_telemetry = telemetry.configure_telemetry(self.settings.service_name)
         worker = self.celery.Worker(
             pool=AsyncPool,
@@ -194,7 +195,8 @@ class Worker:
         while True:
             try:
                 self._interactive.report()
-                await self._consumers.report(self.queues, self.name, seconds=_ALIVE_SECONDS)
+                draining = self.readiness.draining
+                await self._consumers.report(self.queues, self.name, seconds=_ALIVE_SECONDS, draining=draining)
             except (PlatformError, RedisError):
                 _log.warning("could not report to the broker")
             await asyncio.sleep(_REPORT_SECONDS)
@@ -219,12 +221,15 @@ class Worker:
     async def stop(self) -> None:
         """Drain: readiness off first, then let what runs finish or hand it back."""
         self.readiness.draining = True
+        # From now on as one that drains: nothing new is for it, but who waits for its answers must not give it up.
         self._reporting.cancel()
-        self._consumers.retire(self.queues, self.name)
+        self._reporting = asyncio.create_task(self._report_for_ever())
         draining: list[Awaitable[None]] = [self._interactive.stop(self.settings.drain_seconds)]
         if self._jobs is not None:
             draining.append(self._jobs.stop(self.settings.drain_seconds))
         await asyncio.gather(*draining)
+        self._reporting.cancel()
+        self._consumers.retire(self.queues, self.name)
         if self._dispatcher is not None:
             await self._dispatcher.stop()
         if self._shutdown is not None:
@@ -248,6 +253,11 @@ def _celery_app(settings: WorkerSettings, queues: Sequence[Queue]) -> Celery:
         for queue in queues
     ]
     return app
+
+
+def _count_unknown_task(name: str, **_event: object) -> None:
+    metrics.REFUSED_MESSAGES.labels(reason="unknown_task").inc()
+    _log.warning("refused a message of an unknown task", task=name)
 
 
 def _runs_in_the_pool(_payload: str) -> None:

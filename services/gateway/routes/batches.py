@@ -13,9 +13,10 @@ from libs.common.records import batches
 from libs.common.records.tables import files
 from services.gateway.bodies import body_schema, json_body
 from services.gateway.dependencies import AdmittedDep, GatewayDep
+from services.gateway.idempotency import IdempotentRoute
 from services.gateway.streams import json_response
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=IdempotentRoute)
 
 _WINDOW_SECONDS: Final = {"24h": 86_400.0}
 _TIMES: Final = (

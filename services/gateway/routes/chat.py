@@ -9,10 +9,11 @@ from libs.common.contracts.requests import ChatCompletionBody, EmbeddingBody, em
 from libs.common.errors import ErrorCode, PermanentError
 from services.gateway.bodies import body_schema, json_body
 from services.gateway.dependencies import GatewayDep
+from services.gateway.idempotency import StatelessRoute
 from services.gateway.routes.models import model_not_found, require_chat_model
 from services.gateway.streams import InteractiveDep, json_response
 
-router = APIRouter(prefix="/v1", tags=["chat"])
+router = APIRouter(prefix="/v1", tags=["chat"], route_class=StatelessRoute)
 
 
 @router.post("/chat/completions", openapi_extra=body_schema(ChatCompletionBody))

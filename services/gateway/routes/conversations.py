@@ -26,9 +26,10 @@ from libs.common.contracts.conversations import (
 from libs.common.contracts.items import normalise_items
 from libs.common.contracts.requests import Body, Metadata, new_id
 from services.gateway.bodies import body_schema, json_body
+from services.gateway.idempotency import ReplayedRoute
 from services.gateway.streams import InteractiveDep, json_response
 
-router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
+router = APIRouter(prefix="/v1/conversations", tags=["conversations"], route_class=ReplayedRoute)
 
 _MAX_ITEMS: Final = 20
 Items = Annotated[tuple[JsonObject, ...], Field(max_length=_MAX_ITEMS)]

@@ -17,9 +17,12 @@ from services.gateway.bodies import body_schema, json_body
 from services.gateway.chunking_bodies import AUTO, AttributesBody, ChunkingBody, FileId, chunking_json
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.file_views import POLL_HEADERS, attached_object, file_batch_object
+from services.gateway.idempotency import IdempotentRoute
 from services.gateway.streams import json_response
 
-router = APIRouter(prefix="/v1/vector_stores/{store_id}/file_batches", tags=["vector store file batches"])
+router = APIRouter(
+    prefix="/v1/vector_stores/{store_id}/file_batches", tags=["vector store file batches"], route_class=IdempotentRoute
+)
 
 
 class BatchFile(Body):
@@ -68,6 +71,8 @@ async def create_file_batch(
     tenant_id, file_batch_id = principal.tenant_id, new_id("vsfb")
 
     def create(connection: Connection) -> dict[str, Any]:
+        if file_batches.exists(connection, tenant_id, file_batch_id):
+            return _shown(connection, tenant_id, store_id, file_batch_id)  # by an earlier run of the same request
         # In one order for everybody, so that two batches never wait for each other's files.
         for wanted in sorted(body.wanted(), key=lambda wanted: wanted.file_id):
             attachments.attach_file(

@@ -1,19 +1,22 @@
 """Files: bytes in and out, and their records."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from libs.common.contracts.requests import new_id
 from libs.common.records import files
 from libs.common.records.paging import PageQuery, listing
 from services.gateway import attachments
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.file_views import file_object
+from services.gateway.idempotency import Unkeyed, client_key, once
 from services.gateway.streams import json_response
-from services.gateway.uploads import discard, receive_file
+from services.gateway.uploads import content_of, discard, receive_file
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -22,14 +25,28 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 async def create_file(request: Request, gateway: GatewayDep, principal: AdmittedDep) -> Response:
     """Store a file, sealed as it arrives."""
     tenant_id = principal.tenant_id
+    client_key(request)  # refused before its bytes are read if it is none
     new = await receive_file(request, gateway.blobs, tenant_id, gateway.settings.max_file_bytes)
+    kept = False
+
+    async def record() -> Response:
+        nonlocal kept
+        # The id is made here, where it follows from the request's seed.
+        named = replace(new, id=new_id("file"))
+        file = await gateway.database.write(lambda connection: files.insert(connection, tenant_id, named))
+        kept = file.blob_id == new.blob_id
+        return json_response(file_object(file))
+
     try:
-        file = await gateway.database.write(lambda connection: files.insert(connection, tenant_id, new))
+        response = await once(request, gateway, principal, content_of(new), record, unkeyed=Unkeyed.IDS)
     except Exception:
         # Not when cancelled: the commit may still happen then, and a record must never lose its bytes.
-        await discard(gateway.blobs, tenant_id, new.blob_id)
+        if not kept:
+            await discard(gateway.blobs, tenant_id, new.blob_id)
         raise
-    return json_response(file_object(file))
+    if not kept:
+        await discard(gateway.blobs, tenant_id, new.blob_id)
+    return response
 
 
 @router.get("")

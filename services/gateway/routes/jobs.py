@@ -10,9 +10,10 @@ from libs.common.records.paging import Page, PageQuery, listing, read_page
 from libs.common.records.tables import jobs
 from services.gateway import attachments
 from services.gateway.dependencies import AdmittedDep, GatewayDep
+from services.gateway.idempotency import ReplayedRoute
 from services.gateway.streams import json_response
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ReplayedRoute)
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 

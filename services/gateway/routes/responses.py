@@ -20,12 +20,13 @@ from libs.common.errors import ErrorCode, PermanentError
 from services.gateway import background
 from services.gateway.bodies import body_schema, json_body
 from services.gateway.dependencies import Gateway, GatewayDep
+from services.gateway.idempotency import ReplayedRoute
 from services.gateway.routes.models import require_chat_model
 from services.gateway.streams import Interactive, InteractiveDep, event_stream, json_response
 
 RequestT = TypeVar("RequestT", bound=Message)
 
-router = APIRouter(prefix="/v1/responses", tags=["responses"])
+router = APIRouter(prefix="/v1/responses", tags=["responses"], route_class=ReplayedRoute)
 
 
 @router.post("", openapi_extra=body_schema(ResponseBody))

@@ -14,9 +14,12 @@ from services.gateway.bodies import body_schema, json_body
 from services.gateway.chunking_bodies import AUTO, AttributesBody, ChunkingBody, FileId, chunking_json
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.file_views import POLL_HEADERS, attached_object
+from services.gateway.idempotency import IdempotentRoute
 from services.gateway.streams import json_response
 
-router = APIRouter(prefix="/v1/vector_stores/{store_id}/files", tags=["vector store files"])
+router = APIRouter(
+    prefix="/v1/vector_stores/{store_id}/files", tags=["vector store files"], route_class=IdempotentRoute
+)
 
 
 class AttachFile(Body):

@@ -21,9 +21,10 @@ from services.gateway.bodies import body_schema, json_body
 from services.gateway.chunking_bodies import AUTO, ChunkingBody, FileId, chunking_json
 from services.gateway.dependencies import AdmittedDep, Gateway, GatewayDep
 from services.gateway.file_views import search_object, store_object
+from services.gateway.idempotency import IdempotentRoute, stateless
 from services.gateway.streams import InteractiveDep, json_response
 
-router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
+router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_class=IdempotentRoute)
 
 # A use is noted at most once in so many seconds: searching should not wait for a disk.
 _ACTIVE_SECONDS: Final = 60.0
@@ -98,7 +99,7 @@ async def create_vector_store(
     chunking = chunking_json(body.chunking_strategy)
 
     def create(connection: Connection) -> dict[str, Any]:
-        vector_stores.create(
+        created = vector_stores.create(
             connection,
             tenant_id,
             store_id=store_id,
@@ -106,7 +107,7 @@ async def create_vector_store(
             metadata=body.metadata or {},
             expires_after_days=body.expires_after.days if body.expires_after else None,
         )
-        for file_id in dict.fromkeys(body.file_ids):
+        for file_id in dict.fromkeys(body.file_ids if created else ()):
             wanted = Wanted(file_id, {}, chunking)
             attachments.attach_file(connection, gateway.messages, tenant_id, store_id, wanted)
         return _shown(connection, tenant_id, store_id)
@@ -178,6 +179,7 @@ async def delete_vector_store(store_id: str, gateway: GatewayDep, principal: Adm
 
 
 @router.post("/{store_id}/search", openapi_extra=body_schema(SearchBody))
+@stateless
 async def search_vector_store(
     store_id: str,
     gateway: GatewayDep,

@@ -1,4 +1,4 @@
-"""The first schema."""
+"""the first schema."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,6 +17,9 @@ def upgrade() -> None:
         sa.Column("tenant_id", sa.String(length=64), nullable=False),
         sa.Column("key", sa.String(length=255), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("seed", sa.String(length=32), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("lease_expires_at", sa.Float(), nullable=False),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("sealed_reply", sa.LargeBinary(), nullable=True),
         sa.Column("expires_at", sa.Float(), nullable=False),
@@ -36,6 +39,8 @@ def upgrade() -> None:
         sa.Column("sealed_request", sa.LargeBinary(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("suspect", sa.Boolean(), nullable=False),
+        sa.Column("alone", sa.Boolean(), nullable=False),
         sa.Column("due_at", sa.Float(), nullable=False),
         sa.Column("dispatched_at", sa.Float(), nullable=True),
         sa.Column("worker", sa.Text(), nullable=True),
