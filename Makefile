@@ -10,10 +10,10 @@ SEEDS ?= 1
 SCALE ?= 0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test faults demo up down status logs lock openapi
+.PHONY: help install check test judge faults demo up down status rotate-keys logs lock openapi
 
 help:  ## print this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## make the virtual environment and install everything, pinned
 
@@ -30,6 +30,9 @@ check: install  ## lint, format, types, import rules, dependency lists: reports 
 test: install  ## every test: unit, contract, integration, end to end
 	$(BIN)/python -m pytest -q
 
+judge: install  ## the official SDK's own test suite, fetched from the package index, against a running stack
+	$(BIN)/python -m tools.judge --cache-dir $(STATE)/judge
+
 faults: install  ## break everything on purpose (ROWS=2,5 SEEDS=20 SCALE=1.0), show what came of it
 	$(BIN)/python -m tests.faults --rows "$(ROWS)" --seeds $(SEEDS) --scale $(SCALE) --json $(STATE)/faults.json
 
@@ -44,6 +47,9 @@ down: install  ## stop everything that `make up` started
 
 status: install  ## what runs, and where
 	$(BIN)/python -m libs.local status --state-dir $(STATE)
+
+rotate-keys: install  ## bring a new master key into use while everything is served
+	$(BIN)/python -m libs.local rotate-keys --state-dir $(STATE)
 
 logs: install  ## follow every program's log
 	$(BIN)/python -m libs.local logs --follow --state-dir $(STATE)

@@ -19,6 +19,7 @@ from statistics import median
 
 import uvloop
 
+from benchmarks.processes import cpu_seconds
 from libs.common.contracts.base import Queue
 from libs.common.contracts.chat import EMBED, EmbedReply, EmbedRequest
 from libs.common.keyring import Keyring
@@ -55,12 +56,6 @@ def running_worker(broker_url: str, keyring: str) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(broker_url: str, keyring: Keyring, worker_pid: int) -> None:

@@ -66,6 +66,7 @@ class RecordingReply(Reply[ReplyT]):
         self.passed_on: tuple[str, Message] | None = None
         self.posted: list[tuple[str, Message]] = []
         self.ended = False
+        self.from_cache = False
         self._tenant_id = tenant_id
         self._post_error = post_error
 

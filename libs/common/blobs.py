@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,17 +20,18 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from libs.common.errors import ErrorCode, PermanentError, RetryableError
+from libs.common.errors import ConfigurationError, ErrorCode, PermanentError, RetryableError
 from libs.common.sealing import SegmentSealer
 
 if TYPE_CHECKING:  # these names exist for type checkers only
-    from obstore import AsyncWritableFile
     from obstore.store import ClientConfig
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-]+")
 # The least part size that S3 accepts. A write holds at most this times one more than the parts in flight.
 _PART_BYTES: Final = 5 * 1024 * 1024
 _PARTS_IN_FLIGHT: Final = 2
+# What is written and read at once, and not in parts.
+_SMALL_BYTES: Final = 256 * 1024
 _READ_BYTES: Final = 1024 * 1024
 # `timeout` counts a whole download, with the time its reader takes: only silence may end a slow one.
 _CLIENT_OPTIONS: Final["ClientConfig"] = {
@@ -70,14 +71,16 @@ class BlobStore:
         Credentials come from the environment or the platform's identity, as the object store's own tools read them.
 
         Raises:
-            ValueError: the URL is none of these, or something it needs is not configured.
+            ConfigurationError: the URL is none of these, or something it needs is not configured.
         """
         try:
             if url.startswith("file:"):
                 return cls(LocalStore.from_url(url, mkdir=True), sealer)
             return cls(from_url(url, client_options=_CLIENT_OPTIONS), sealer)
         except (BaseError, OSError, ValueError) as error:
-            raise ValueError(f"The blob store's URL cannot be used ({type(error).__name__}).") from None
+            raise ConfigurationError(
+                f"BLOBS_URL: the URL cannot be used ({type(error).__name__}); see its form and the credentials."
+            ) from None
 
     async def write(self, tenant_id: str, blob_id: str, chunks: AsyncIterator[bytes]) -> BlobInfo:
         """Seal and store a stream; the blob is there whole once this returns, and not at all if it raises.
@@ -85,22 +88,35 @@ class BlobStore:
         A blob that was there before stays until the new one takes its place. Errors of `chunks` are raised unchanged.
         """
         plaintext = _Measured()
+        async with aclosing(self._sealer.seal_stream(plaintext.of(chunks), tenant_id, blob_id)) as frames:
+            head = bytearray()
+            async for frame in frames:
+                head += frame
+                if len(head) > _SMALL_BYTES:
+                    await self._write_parts(tenant_id, blob_id, head, frames)
+                    break
+            else:
+                # One request, where a writer would take three.
+                await self._publish(obstore.put_async(self._store, _path(tenant_id, blob_id), head), tenant_id, blob_id)
+        return BlobInfo(plaintext.bytes, plaintext.sha256.hexdigest())
+
+    async def _write_parts(self, tenant_id: str, blob_id: str, head: bytearray, frames: AsyncIterator[bytes]) -> None:
         writer = obstore.open_writer_async(
             self._store, _path(tenant_id, blob_id), buffer_size=_PART_BYTES, max_concurrency=_PARTS_IN_FLIGHT
         )
         try:
-            async with aclosing(self._sealer.seal_stream(plaintext.of(chunks), tenant_id, blob_id)) as frames:
-                async for frame in frames:
-                    with _store_errors():
-                        await writer.write(frame)
+            with _store_errors():
+                await writer.write(head)
+            async for frame in frames:
+                with _store_errors():
+                    await writer.write(frame)
         except BaseException as error:
             # Leaving the writer's context with an error is its way to give up an upload. The first error is the one to
             # tell; a writer that failed by itself may refuse to be left.
             with suppress(OSError, BaseError):
                 await writer.__aexit__(type(error), error, error.__traceback__)
             raise
-        await self._publish(writer, tenant_id, blob_id)
-        return BlobInfo(plaintext.bytes, plaintext.sha256.hexdigest())
+        await self._publish(writer.close(), tenant_id, blob_id)
 
     async def read(self, tenant_id: str, blob_id: str) -> AsyncGenerator[bytes, None]:
         """The plaintext in chunks of at most 64 KiB; whole only if no error ends it.
@@ -138,9 +154,9 @@ class BlobStore:
                 return False
         return True
 
-    async def _publish(self, writer: "AsyncWritableFile", tenant_id: str, blob_id: str) -> None:
+    async def _publish(self, last_step: Awaitable[object], tenant_id: str, blob_id: str) -> None:
         """The last step of a write, after which the blob is visible."""
-        closing = asyncio.ensure_future(writer.close())
+        closing = asyncio.ensure_future(last_step)
         try:
             with _store_errors():
                 await asyncio.shield(closing)
@@ -157,6 +173,9 @@ class BlobStore:
                 found = await obstore.get_async(self._store, path)
             except FileNotFoundError as error:
                 raise PermanentError(ErrorCode.NOT_FOUND, "The stored content was not found.") from error
+            if found.meta["size"] <= _SMALL_BYTES:
+                yield bytes(await found.bytes_async())
+                return
             async for chunk in found.stream(min_chunk_size=_READ_BYTES):
                 yield bytes(chunk)
 

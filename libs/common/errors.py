@@ -17,11 +17,16 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """What one error code means to a client: HTTP status, OpenAI error type, whether to retry."""
+    """What one error code means to a client: HTTP status, OpenAI error type, whether to retry.
+
+    Args:
+        outage: something that the platform depends on is away or failing, which is no fault of the request or the job.
+    """
 
     status: int
     type: str
     retryable: bool
+    outage: bool = False
 
 
 _INVALID: Final = "invalid_request_error"
@@ -44,6 +49,7 @@ class ErrorCode(Enum):
     INVALID_FILE = "invalid_file"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_IMAGE = "unsupported_content"
+    CONTENT_POLICY_VIOLATION = "content_policy_violation"
     BATCH_NOT_CANCELLABLE = "batch_not_cancellable"
     JOB_NOT_CANCELLABLE = "job_not_cancellable"
     JOB_NOT_REQUEUEABLE = "job_not_requeueable"
@@ -51,6 +57,7 @@ class ErrorCode(Enum):
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    REQUEST_TIMEOUT = "request_timeout"
     BODY_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     FILE_TYPE_NOT_ALLOWED = "unsupported_file"
@@ -97,6 +104,7 @@ _KINDS: Final[dict[ErrorCode, ErrorKind]] = {
     ErrorCode.INVALID_FILE: ErrorKind(400, _INVALID, retryable=False),
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: ErrorKind(400, _INVALID, retryable=False),
     ErrorCode.INVALID_IMAGE: ErrorKind(400, _INVALID, retryable=False),
+    ErrorCode.CONTENT_POLICY_VIOLATION: ErrorKind(400, _INVALID, retryable=False),
     ErrorCode.BATCH_NOT_CANCELLABLE: ErrorKind(400, _INVALID, retryable=False),
     ErrorCode.JOB_NOT_CANCELLABLE: ErrorKind(400, _INVALID, retryable=False),
     ErrorCode.JOB_NOT_REQUEUEABLE: ErrorKind(400, _INVALID, retryable=False),
@@ -104,6 +112,7 @@ _KINDS: Final[dict[ErrorCode, ErrorKind]] = {
     ErrorCode.NOT_FOUND: ErrorKind(404, _INVALID, retryable=False),
     ErrorCode.MODEL_NOT_FOUND: ErrorKind(404, _INVALID, retryable=False),
     ErrorCode.METHOD_NOT_ALLOWED: ErrorKind(405, _INVALID, retryable=False),
+    ErrorCode.REQUEST_TIMEOUT: ErrorKind(408, "timeout_error", retryable=True),
     ErrorCode.BODY_TOO_LARGE: ErrorKind(413, _INVALID, retryable=False),
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: ErrorKind(415, _INVALID, retryable=False),
     ErrorCode.FILE_TYPE_NOT_ALLOWED: ErrorKind(415, _INVALID, retryable=False),
@@ -121,13 +130,13 @@ _KINDS: Final[dict[ErrorCode, ErrorKind]] = {
     ErrorCode.QUEUE_UNAVAILABLE: ErrorKind(503, _OVERLOADED, retryable=True),
     ErrorCode.TOO_MANY_STREAMS: ErrorKind(503, _OVERLOADED, retryable=True),
     ErrorCode.SHUTTING_DOWN: ErrorKind(503, _OVERLOADED, retryable=True),
-    ErrorCode.LLM_UNAVAILABLE: ErrorKind(503, _UPSTREAM, retryable=True),
-    ErrorCode.LLM_TIMEOUT: ErrorKind(504, _UPSTREAM, retryable=True),
+    ErrorCode.LLM_UNAVAILABLE: ErrorKind(503, _UPSTREAM, retryable=True, outage=True),
+    ErrorCode.LLM_TIMEOUT: ErrorKind(504, _UPSTREAM, retryable=True, outage=True),
     ErrorCode.LLM_BAD_RESPONSE: ErrorKind(502, _UPSTREAM, retryable=True),
     ErrorCode.LLM_AUTH: ErrorKind(502, _UPSTREAM, retryable=False),
-    ErrorCode.RETRIEVAL_UNAVAILABLE: ErrorKind(503, _UPSTREAM, retryable=True),
-    ErrorCode.STORAGE_FULL: ErrorKind(507, _STORAGE, retryable=True),
-    ErrorCode.STORAGE_UNAVAILABLE: ErrorKind(503, _STORAGE, retryable=True),
+    ErrorCode.RETRIEVAL_UNAVAILABLE: ErrorKind(503, _UPSTREAM, retryable=True, outage=True),
+    ErrorCode.STORAGE_FULL: ErrorKind(507, _STORAGE, retryable=True, outage=True),
+    ErrorCode.STORAGE_UNAVAILABLE: ErrorKind(503, _STORAGE, retryable=True, outage=True),
     ErrorCode.DEADLINE_EXCEEDED: ErrorKind(504, "timeout_error", retryable=True),
     ErrorCode.DECRYPT_FAILED: ErrorKind(500, "server_error", retryable=False),
     ErrorCode.REQUEST_CANCELLED: ErrorKind(409, _CONFLICT, retryable=False),
@@ -143,7 +152,12 @@ class PlatformError(Exception):
         message: a sentence for a person: what happened, whose fault it is, what to do. Never a secret, path or stack.
         param: the request field at fault, in OpenAI's notation (`messages[0].role`), if there is one.
         retry_after_seconds: when a retry is worth while, if that is known.
+
+    Attributes:
+        answered_seconds_ago: how long ago the dependency that failed last answered anybody, if that is known.
     """
+
+    answered_seconds_ago: float | None = None
 
     def __init__(
         self, code: ErrorCode, message: str, *, param: str | None = None, retry_after_seconds: float | None = None
@@ -153,6 +167,10 @@ class PlatformError(Exception):
         self.message = message
         self.param = param
         self.retry_after_seconds = retry_after_seconds
+
+
+class ConfigurationError(ValueError):
+    """The deployment is at fault; found at start. The text names the setting, says what to do, and shows no value."""
 
 
 class PermanentError(PlatformError):

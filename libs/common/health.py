@@ -25,6 +25,10 @@ _JSON: Final = "application/json"
 _log = get_logger("health")
 
 
+class NotReadyError(Exception):
+    """A check failed; its text is shown as it is, so it may hold no secret."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dependency:
     """How one dependency is; only a required one decides over readiness."""
@@ -141,6 +145,8 @@ async def _run(check: _Check) -> Dependency:
         detail = await asyncio.wait_for(check.probe(), check.timeout_seconds)
     except TimeoutError:
         return Dependency(ok=False, required=check.required, detail="timed out")
+    except NotReadyError as error:
+        return Dependency(ok=False, required=check.required, detail=str(error))
     except Exception as error:  # noqa: BLE001 - whatever a driver raises means "not ok"
         # The type alone: a driver's message may hold a URL with its password.
         return Dependency(ok=False, required=check.required, detail=type(error).__name__)

@@ -10,6 +10,8 @@ remove the old key. Run as a program to make one::
 
     python -m libs.common.keyring generate > keyring.json
     python -m libs.common.keyring limit --purpose queue.chat --purpose cache < keyring.json
+    python -m libs.common.keyring add < keyring.json | python -m libs.common.keyring activate k1
+    python -m libs.common.keyring remove k0 < keyring.json
 """
 
 import argparse
@@ -18,14 +20,18 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from libs.common.sealing import KEY_BYTES, Mac, PurposeKeys, Sealer, SegmentSealer, derive_key
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+SealerT = TypeVar("SealerT", Sealer, SegmentSealer, Mac)
 
 
 class KeyringError(Exception):
@@ -33,8 +39,16 @@ class KeyringError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _Content:
+    """Live keys, and which of them seals; which of the two maps is empty depends on the keyring's form."""
+
+    active: str
+    masters: Mapping[str, bytes] = field(repr=False)
+    purposes: Mapping[str, Mapping[str, bytes]] = field(repr=False)
+
+
 class Keyring:
-    """Live keys, and which of them seals; made by `Keyring.parse`.
+    """Live keys, and which of them seals; made by `Keyring.parse`. What it made follows it when it changes.
 
     Args:
         active: the id of the key that seals.
@@ -42,9 +56,52 @@ class Keyring:
         purposes: derived keys by purpose and id; empty in the full form.
     """
 
-    active: str
-    masters: Mapping[str, bytes] = field(repr=False)
-    purposes: Mapping[str, Mapping[str, bytes]] = field(repr=False)
+    def __init__(self, active: str, masters: Mapping[str, bytes], purposes: Mapping[str, Mapping[str, bytes]]) -> None:
+        self._content = _Content(active, masters, purposes)
+        self._made: dict[str, weakref.WeakSet[Sealer | SegmentSealer | Mac]] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Keyring(active={self.active!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keyring) and self._content == other._content
+
+    __hash__ = None  # type: ignore[assignment]  # how a class says so: what it holds changes
+
+    @property
+    def active(self) -> str:
+        """The id of the key that seals."""
+        return self._content.active
+
+    @property
+    def purposes(self) -> Mapping[str, Mapping[str, bytes]]:
+        """Derived keys by purpose and id; empty in the full form."""
+        return self._content.purposes
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of the keys that open, the active one among them, in the keyring's order."""
+        keys: Iterable[Mapping[str, bytes]] = [self._content.masters, *self._content.purposes.values()]
+        return tuple(dict.fromkeys(key_id for each in keys for key_id in each))
+
+    def require(self, purposes: Iterable[str]) -> None:
+        """Raises KeyringError where this keyring was not given one of the purposes."""
+        for purpose in purposes:
+            self._keys_for(purpose)
+
+    def adopt(self, other: "Keyring") -> None:
+        """Become what `other` is; everything that was made from this keyring goes on with the new keys.
+
+        Raises:
+            KeyringError: the other one lacks a purpose that is in use here; nothing has changed.
+        """
+        with self._lock:
+            renewed = {purpose: other._keys_for(purpose) for purpose in self._made}  # noqa: SLF001 - one of us
+            self._content = other._content  # noqa: SLF001 - one of us
+            for purpose, made in self._made.items():
+                for each in list(made):
+                    each.use(renewed[purpose])
 
     @classmethod
     def parse(cls, text: str) -> "Keyring":
@@ -88,26 +145,68 @@ class Keyring:
 
     def sealer(self, purpose: str) -> Sealer:
         """Seals messages and records; raises KeyringError where this keyring was not given the purpose."""
-        return Sealer(self._keys_for(purpose))
+        return self._make(Sealer, purpose)
 
     def segment_sealer(self, purpose: str) -> SegmentSealer:
         """Seals files; raises KeyringError where this keyring was not given the purpose."""
-        return SegmentSealer(self._keys_for(purpose))
+        return self._make(SegmentSealer, purpose)
 
     def mac(self, purpose: str) -> Mac:
         """Makes keyed digests; raises KeyringError where this keyring was not given the purpose."""
-        return Mac(self._keys_for(purpose))
+        return self._make(Mac, purpose)
+
+    def with_new_key(self) -> str:
+        """The text of this keyring with one more master key, which opens and does not seal yet.
+
+        Raises:
+            KeyringError: this is a limited keyring.
+        """
+        new = json.loads(Keyring.generate())["keys"]
+        return _text({"active": self.active, "keys": {**self._encoded_masters(), **new}})
+
+    def with_active(self, key_id: str) -> str:
+        """The text of this keyring with another of its keys to seal.
+
+        Raises:
+            KeyringError: there is no such key, or this is a limited keyring.
+        """
+        if key_id not in self._encoded_masters():
+            raise KeyringError("The keyring has no key of this id.")
+        return _text({"active": key_id, "keys": self._encoded_masters()})
+
+    def without_key(self, key_id: str) -> str:
+        """The text of this keyring without one of its keys: what that key sealed can no longer be opened.
+
+        Raises:
+            KeyringError: there is no such key, it is the active one, or this is a limited keyring.
+        """
+        masters = self._encoded_masters()
+        if key_id == self.active or masters.pop(key_id, None) is None:
+            raise KeyringError("The keyring has no key of this id that could be removed.")
+        return _text({"active": self.active, "keys": masters})
+
+    def _encoded_masters(self) -> dict[str, str]:
+        if not self._content.masters:
+            raise KeyringError("This is a limited keyring: change the full one, and limit it again.")
+        return {key_id: _encode(key) for key_id, key in self._content.masters.items()}
+
+    def _make(self, kind: type[SealerT], purpose: str) -> SealerT:
+        with self._lock:
+            made = kind(self._keys_for(purpose))
+            self._made.setdefault(purpose, weakref.WeakSet()).add(made)
+        return made
 
     def _keys_for(self, purpose: str) -> PurposeKeys:
         _name(purpose)
-        if self.masters:
+        content = self._content
+        if content.masters:
             info = b"docent/" + purpose.encode()
-            keys: Mapping[str, bytes] = {key_id: derive_key(key, info) for key_id, key in self.masters.items()}
-        elif purpose in self.purposes:
-            keys = self.purposes[purpose]
+            keys: Mapping[str, bytes] = {key_id: derive_key(key, info) for key_id, key in content.masters.items()}
+        elif purpose in content.purposes:
+            keys = content.purposes[purpose]
         else:
             raise KeyringError(f"This keyring was not given the purpose '{purpose}'.")
-        return PurposeKeys(purpose, self.active, keys)
+        return PurposeKeys(purpose, content.active, keys)
 
 
 def load_keyring(*, text: str | None, file: Path | None) -> Keyring:
@@ -165,24 +264,42 @@ def _text(content: Mapping[str, object]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print a new keyring, or the limited form of the one on standard input; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m libs.common.keyring", description="Make keyrings.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("generate", help="print a new master keyring")
-    limit = commands.add_parser("limit", help="read a keyring, print one that serves only some purposes")
-    limit.add_argument("--purpose", action="append", required=True, metavar="NAME", help="may be given again")
-    options = parser.parse_args(arguments)
+    """Print a new keyring, or what becomes of the one on standard input; the exit status."""
+    options = _parser().parse_args(arguments)
+    make: Callable[[argparse.Namespace], str] = options.make
     try:
-        made = (
-            Keyring.generate()
-            if options.command == "generate"
-            else Keyring.parse(sys.stdin.read()).limited_to(options.purpose)
-        )
+        made = make(options)
     except KeyringError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.write(f"{made}\n")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m libs.common.keyring", description="Make and change keyrings.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, make: Callable[[argparse.Namespace], str], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(make=make)
+        return added
+
+    command("generate", lambda _: Keyring.generate(), "print a new master keyring")
+    limit = command(
+        "limit", lambda given: _read().limited_to(given.purpose), "print one that serves only some purposes"
+    )
+    limit.add_argument("--purpose", action="append", required=True, metavar="NAME", help="may be given again")
+    command("add", lambda _: _read().with_new_key(), "print it with a new key, which opens and does not seal yet")
+    activate = command("activate", lambda given: _read().with_active(given.key), "print it with this key to seal")
+    remove = command("remove", lambda given: _read().without_key(given.key), "print it without a key")
+    for each in (activate, remove):
+        each.add_argument("key", metavar="KEY_ID")
+    return parser
+
+
+def _read() -> Keyring:
+    return Keyring.parse(sys.stdin.read())
 
 
 if __name__ == "__main__":

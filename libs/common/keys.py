@@ -4,6 +4,7 @@ Broker Redis
     `<queue>`                 list    Celery's queue (kombu's own name for it)
     `workers:<queue>`         zset    live consumers: member worker name, score when it counts as gone
     `draining:<queue>`        zset    the same of consumers that only finish what they have
+    `places:<worker>`         string  how many jobs this worker runs at once
     `claim:<task>:<id>:<n>`   string  the worker that took attempt n of a request
     `cancel:<id>`             string  the request is not wanted any more
     `rate:<tenant>:<key>`     string  GCRA's theoretical arrival time, ms
@@ -13,11 +14,14 @@ Broker Redis
     `replies:<process>`       channel events for the requests that one gateway process waits for
     `cancels`                 channel ids of requests to stop
 Cache Redis
-    `embedding:<tenant>:…`    string  sealed vectors by content hash
-    `answer:<tenant>:…`       string  sealed answers by exact request
+    `embedding:<tenant>:…`    string  sealed vectors by model and keyed hash of the text
+    `answer:<tenant>:…`       string  sealed answers by keyed hash of the whole request
+    `alike:<tenant>:…`        list    sealed vectors of questions that differ in wording alone, with their answers' keys
 """
 
 from typing import Final
+
+from libs.common.contracts.base import Queue
 
 CANCELS: Final = "cancels"
 
@@ -30,6 +34,11 @@ def workers(queue: str) -> str:
 def draining(queue: str) -> str:
     """Workers that take nothing more from a queue, but still finish what they took."""
     return f"draining:{queue}"
+
+
+def places(worker: str) -> str:
+    """How many jobs a worker runs at once."""
+    return f"places:{worker}"
 
 
 def claim(task: str, request_id: str, attempt: int) -> str:
@@ -67,6 +76,21 @@ def replies(process_id: str) -> str:
     return f"replies:{process_id}"
 
 
+def embedding(tenant_id: str, model: str, digest: str) -> str:
+    """The vector of a text."""
+    return f"embedding:{tenant_id}:{model}:{digest}"
+
+
+def answer(tenant_id: str, digest: str) -> str:
+    """A cached answer."""
+    return f"answer:{tenant_id}:{digest}"
+
+
+def alike(tenant_id: str, digest: str) -> str:
+    """The questions that may share answers."""
+    return f"alike:{tenant_id}:{digest}"
+
+
 def queue_purpose(queue: str) -> str:
     """Sealing purpose of a queue's messages: held by its senders and its consumer."""
     return f"queue.{queue}"
@@ -77,6 +101,21 @@ CACHE_PURPOSE: Final = "cache"
 FILES_PURPOSE: Final = "files"
 CHUNKS_PURPOSE: Final = "chunks"
 CONVERSATIONS_PURPOSE: Final = "conversations"
+COMPACTIONS_PURPOSE: Final = "compactions"
 BATCHES_PURPOSE: Final = "batches"
 IDEMPOTENCY_PURPOSE: Final = "idempotency"
 API_KEYS_PURPOSE: Final = "api_keys"
+
+# Every purpose there is: what a full keyring serves.
+PURPOSES: Final = (
+    REPLIES_PURPOSE,
+    CACHE_PURPOSE,
+    FILES_PURPOSE,
+    CHUNKS_PURPOSE,
+    CONVERSATIONS_PURPOSE,
+    COMPACTIONS_PURPOSE,
+    BATCHES_PURPOSE,
+    IDEMPOTENCY_PURPOSE,
+    API_KEYS_PURPOSE,
+    *map(queue_purpose, Queue),
+)

@@ -7,10 +7,24 @@ docs/jobs.md draws the states and who may move a job where.
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Integer,
+    Row,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError, not_found
 from libs.common.records.database import epoch_now
@@ -24,6 +38,36 @@ CANCELLED: Final = "cancelled"
 TERMINAL: Final = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 30.0)
+# Built once: to build a statement takes several times as long as to run it.
+_SUBMIT: Final = insert(jobs).values(
+    state=QUEUED,
+    attempt=0,
+    failures=0,
+    suspect=False,
+    alone=False,
+    due_at=epoch_now() + bindparam("delay_seconds", type_=Float),
+    cancel_requested=False,
+    progress_done=0,
+    progress_total=0,
+    created_at=epoch_now(),
+)
+_TOTAL: Final = func.coalesce(bindparam("total", type_=Integer), jobs.c.progress_total)
+_SUCCEED: Final = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id"), jobs.c.attempt == bindparam("of_attempt"), jobs.c.state == RUNNING)
+    .values(
+        state=SUCCEEDED,
+        suspect=False,
+        alone=False,
+        progress_done=_TOTAL,
+        progress_total=_TOTAL,
+        finished_at=epoch_now(),
+        lease_expires_at=None,
+        worker=None,
+        error_code=None,
+        error_message=None,
+    )
+)
 
 
 class LeaseLostError(Exception):
@@ -59,6 +103,27 @@ class ClaimedJob:
     sealed_request: bytes
     traceparent: str | None
     queued_seconds: float
+    begun_seconds: float = 0.0  # since its first attempt began, or the first one after it was requeued
+
+
+_COMPUTED: Final[dict[str, ColumnElement[float]]] = {
+    "queued_seconds": epoch_now() - jobs.c.due_at,
+    "begun_seconds": epoch_now() - jobs.c.started_at,
+}
+_CLAIM: Final = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id"), jobs.c.state == QUEUED, jobs.c.due_at <= epoch_now())
+    .values(
+        state=RUNNING,
+        attempt=jobs.c.attempt + 1,
+        worker=bindparam("by_worker"),
+        lease_expires_at=epoch_now() + bindparam("lease_seconds", type_=Float),
+        started_at=func.coalesce(jobs.c.started_at, epoch_now()),
+    )
+    .returning(
+        *(_COMPUTED[name].label(name) if name in _COMPUTED else jobs.c[name] for name in ClaimedJob.__annotations__)
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,62 +151,20 @@ def new_job_id() -> str:
     return f"job_{uuid.uuid4().hex}"
 
 
-def submit(connection: Connection, job: NewJob) -> None:
-    """Record a job; once committed it will be done, whether or not a broker is up."""
-    now = epoch_now()
-    connection.execute(
-        insert(jobs).values(
-            id=job.id,
-            tenant_id=job.tenant_id,
-            name=job.name,
-            queue=job.queue,
-            state=QUEUED,
-            resource_id=job.resource_id,
-            sealed_request=job.sealed_request,
-            attempt=0,
-            failures=0,
-            suspect=False,
-            alone=False,
-            due_at=now + job.delay_seconds,
-            cancel_requested=False,
-            progress_done=0,
-            progress_total=0,
-            traceparent=job.traceparent,
-            created_at=now,
-        )
-    )
+def submit(connection: Connection, *new_jobs: NewJob) -> None:
+    """Record jobs; once committed they will be done, whether or not a broker is up."""
+    if new_jobs:
+        connection.execute(_SUBMIT, [asdict(job) for job in new_jobs])
 
 
 def claim(connection: Connection, job_id: str, worker: str, *, lease_seconds: float) -> ClaimedJob | None:
     """Take a queued job: None when somebody else has it, it ended, or it is not due yet."""
-    now = epoch_now()
     row = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state == QUEUED, jobs.c.due_at <= now)
-        .values(
-            state=RUNNING,
-            attempt=jobs.c.attempt + 1,
-            worker=worker,
-            lease_expires_at=now + lease_seconds,
-            started_at=func.coalesce(jobs.c.started_at, now),
-        )
-        .returning(jobs, (now - jobs.c.due_at).label("queued_seconds"))
+        _CLAIM, {"job_id": job_id, "by_worker": worker, "lease_seconds": lease_seconds}
     ).one_or_none()
     if row is None:
         return None
-    return ClaimedJob(
-        id=row.id,
-        tenant_id=row.tenant_id,
-        name=row.name,
-        queue=row.queue,
-        resource_id=row.resource_id,
-        attempt=row.attempt,
-        failures=row.failures,
-        suspect=row.suspect,
-        sealed_request=row.sealed_request,
-        traceparent=row.traceparent,
-        queued_seconds=row.queued_seconds,
-    )
+    return ClaimedJob(*row)
 
 
 def renew(connection: Connection, held: Sequence[tuple[str, int]], *, lease_seconds: float) -> list[Renewal]:
@@ -182,18 +205,18 @@ def report_progress(connection: Connection, job_id: str, attempt: int, *, done: 
     _move(connection, job_id, attempt, {"progress_done": done, "progress_total": total})
 
 
-def succeed(connection: Connection, job_id: str, attempt: int) -> None:
+def succeed(connection: Connection, job_id: str, attempt: int, *, total: int | None = None) -> None:
     """End a job in the same transaction as its last step.
+
+    Args:
+        total: of its progress, unless that was reported last time.
 
     Raises:
         LeaseLostError: this attempt no longer holds the job.
     """
-    _move(
-        connection,
-        job_id,
-        attempt,
-        {"state": SUCCEEDED, "progress_done": jobs.c.progress_total, "suspect": False, **_ended(None)},
-    )
+    ended = connection.execute(_SUCCEED, {"job_id": job_id, "of_attempt": attempt, "total": total})
+    if ended.rowcount != 1:
+        raise LeaseLostError(f"job {job_id}, attempt {attempt}")
 
 
 def end_cancelled(connection: Connection, job_id: str, attempt: int) -> None:
@@ -228,13 +251,23 @@ def fail(
     return dead
 
 
-def release(connection: Connection, job_id: str, attempt: int, *, pause_seconds: float = 0.0) -> None:
-    """Hand a job back unfinished, as a draining worker does: nobody's failure, due after the pause.
+def release(
+    connection: Connection,
+    job_id: str,
+    attempt: int,
+    *,
+    pause_seconds: float = 0.0,
+    error: PlatformError | None = None,
+) -> None:
+    """Hand a job back unfinished, as a draining worker does: not its failure, due after the pause.
+
+    Args:
+        error: what it waits for to be over, for pollers to see.
 
     Raises:
         LeaseLostError: this attempt no longer holds the job.
     """
-    _move(connection, job_id, attempt, _waiting(pause_seconds, None))
+    _move(connection, job_id, attempt, _waiting(pause_seconds, error))
 
 
 def reap_expired(connection: Connection, queue: str) -> list[str]:
@@ -315,6 +348,7 @@ def requeue(connection: Connection, tenant_id: str, job_id: str) -> None:
                 "state": QUEUED,
                 "failures": 0,
                 "suspect": False,
+                "started_at": None,
                 "finished_at": None,
                 "cancel_requested": False,
             }

@@ -50,6 +50,8 @@ HTTP_SECONDS: Final = Histogram(
 )
 # Streams now open between a client and this gateway process.
 STREAMS_IN_FLIGHT: Final = Gauge("docent_streams_in_flight", "Open SSE streams", registry=REGISTRY)
+# Connections that the gateway closed. `reason`: idle, no_request, crowded, unread_answer, or the error's code.
+CLOSED_CONNECTIONS: Final = Counter("docent_closed_connections", "Connections closed", ["reason"], registry=REGISTRY)
 # Every error shown to a client, by ErrorCode value; also the errors inside streams, which HTTP_REQUESTS counts as 200.
 ERRORS: Final = Counter("docent_errors", "Errors shown to clients", ["code"], registry=REGISTRY)
 # A principal asked for another tenant's object (and got the 404 of a missing one).
@@ -103,7 +105,10 @@ FIRST_TOKEN_SECONDS: Final = Histogram(
 )
 # Tokens as the model counted them; `kind` is input or output, `model` a configured one.
 TOKENS: Final = Counter("docent_tokens", "Tokens used", ["kind", "model"], registry=REGISTRY)
-# Look-ups by layer (answer, embedding, embedding_local...); `result` is hit or miss.
+# Answers by another model than the one asked for, because that one was away; `model` is the one that answered.
+FALLBACK_ANSWERS: Final = Counter("docent_fallback_answers", "Answers by another model", ["model"], registry=REGISTRY)
+# Look-ups by layer: answer and embedding on the cache Redis, the same with `_local` in the process's memory before it,
+# and `alike`, the semantic cache; `result` is hit or miss.
 CACHE_LOOKUPS: Final = Counter("docent_cache_lookups", "Cache look-ups", ["layer", "result"], registry=REGISTRY)
 
 # --- Process and surroundings -----------------------------------------------------------------------------------------
@@ -114,8 +119,12 @@ LOOP_LAG_SECONDS: Final = Histogram(
 )
 # 0 closed (calls pass), 1 half open (one call tries), 2 open (calls fail at once).
 BREAKER_STATE: Final = Gauge("docent_breaker_state", "State of a circuit breaker", ["dependency"], registry=REGISTRY)
+# Calls made a second time; the budget keeps them below a tenth of the first ones.
+RETRIES: Final = Counter("docent_retries", "Calls to dependencies tried again", ["dependency"], registry=REGISTRY)
 # Things that could not be unsealed: a wrong or missing key, or tampering. `purpose` is the sealer's.
 SEAL_FAILURES: Final = Counter("docent_seal_failures", "Unsealings refused", ["purpose"], registry=REGISTRY)
+# Ids of the key that seals, and of all that open; a rotation waits until every process shows the new one.
+KEYRING: Final = Info("docent_keyring", "Keys by id", registry=REGISTRY)
 # This process's clock minus the broker's.
 CLOCK_OFFSET_SECONDS: Final = Gauge("docent_clock_offset_seconds", "Clock offset to the broker", registry=REGISTRY)
 # Constant 1, whose labels say what runs.

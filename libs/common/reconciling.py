@@ -1,8 +1,9 @@
 """What keeps the queues in step with the ledger: which messages to push, which were lost, and who looks after it."""
 
 from collections.abc import Iterable
+from typing import Final
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from libs.common import ledger
@@ -11,52 +12,17 @@ from libs.common.records.database import epoch_now
 from libs.common.records.dead_jobs import mark_dead
 from libs.common.records.tables import jobs, leases
 
-
-def take_dispatchable(connection: Connection, queue: str, *, window: int, limit: int) -> list[tuple[str, str, str]]:
-    """Choose the jobs whose messages go into the queue next, and mark them dispatched.
-
-    Tenants take turns, and none has more than `window` messages waiting, so the backlog waits here and nobody
-    starves behind it.
-
-    Returns:
-        (job id, tenant id, task name) of each, in the order to push.
-    """
-    waiting = (
-        select(jobs.c.tenant_id, func.count().label("waiting"))
-        .where(jobs.c.queue == queue, jobs.c.state == QUEUED, jobs.c.dispatched_at.is_not(None))
-        .group_by(jobs.c.tenant_id)
-        .subquery()
+_DUE_SUSPECT: Final = (
+    select(jobs.c.id)
+    .where(
+        jobs.c.queue == bindparam("of_queue"),
+        jobs.c.state == QUEUED,
+        jobs.c.suspect.is_(True),
+        jobs.c.dispatched_at.is_(None),
+        jobs.c.due_at <= epoch_now(),
     )
-    turn = func.row_number().over(partition_by=jobs.c.tenant_id, order_by=(jobs.c.due_at, jobs.c.id)).label("turn")
-    candidates = (
-        select(jobs.c.id, jobs.c.tenant_id, jobs.c.name, turn)
-        .where(
-            jobs.c.queue == queue,
-            jobs.c.state == QUEUED,
-            jobs.c.suspect.is_(False),
-            jobs.c.dispatched_at.is_(None),
-            jobs.c.due_at <= epoch_now(),
-        )
-        .subquery()
-    )
-    chosen = connection.execute(
-        select(candidates.c.id, candidates.c.tenant_id, candidates.c.name)
-        .join(waiting, waiting.c.tenant_id == candidates.c.tenant_id, isouter=True)
-        .where(candidates.c.turn + func.coalesce(waiting.c.waiting, 0) <= window)
-        .order_by(candidates.c.turn, candidates.c.tenant_id)
-        .limit(limit)
-    ).all()
-    if not chosen:
-        return []
-    marked = set(
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id.in_([row.id for row in chosen]), jobs.c.state == QUEUED, jobs.c.dispatched_at.is_(None))
-            .values(dispatched_at=epoch_now())
-            .returning(jobs.c.id)
-        ).scalars()
-    )
-    return [(row.id, row.tenant_id, row.name) for row in chosen if row.id in marked]
+    .limit(1)
+)
 
 
 def take_suspect(connection: Connection, queue: str) -> list[tuple[str, str, str]]:
@@ -68,7 +34,7 @@ def take_suspect(connection: Connection, queue: str) -> list[tuple[str, str, str
     waiting = and_(jobs.c.queue == queue, jobs.c.state == QUEUED, jobs.c.suspect.is_(True))
     due = and_(waiting, jobs.c.dispatched_at.is_(None), jobs.c.due_at <= epoch_now())
     under_way = or_(jobs.c.state == RUNNING, and_(jobs.c.state == QUEUED, jobs.c.dispatched_at.is_not(None)))
-    if connection.execute(select(jobs.c.id).where(due).limit(1)).one_or_none() is None:
+    if connection.execute(_DUE_SUSPECT, {"of_queue": queue}).one_or_none() is None:
         return []
     # The lease is nobody's for long: its row makes two dispatchers look one after the other, and so never take two.
     if not take_lease(connection, f"suspects:{queue}", "dispatchers", seconds=0.0):

@@ -63,14 +63,23 @@ class Sealer:
 
     def __init__(self, keys: PurposeKeys) -> None:
         self._purpose = keys.purpose
-        self._ciphers = {key_id.encode(): AESGCM(key) for key_id, key in keys.keys.items()}
-        self._active = self._ciphers[keys.active.encode()]
-        self._head = _head(keys.active)
+        self.use(keys)
+
+    def use(self, keys: PurposeKeys) -> None:
+        """Go on with other keys of the same purpose."""
+        ciphers = {key_id.encode(): AESGCM(key) for key_id, key in keys.keys.items()}
+        # In one piece: whoever seals on another thread must not meet the head of one key and the cipher of another.
+        self._live = ciphers, _head(keys.active), ciphers[keys.active.encode()]
 
     def seal(self, plaintext: bytes, *context: str) -> bytes:
         """Seal bytes so that only the same purpose and the same context parts, in order, open them."""
+        _, head, active = self._live
         nonce = os.urandom(_NONCE_BYTES)
-        return self._head + nonce + self._active.encrypt(nonce, plaintext, _associated(self._purpose, context))
+        return head + nonce + active.encrypt(nonce, plaintext, _associated(self._purpose, context))
+
+    def is_current(self, sealed: bytes) -> bool:
+        """Whether the key that seals today sealed this."""
+        return sealed.startswith(self._live[1])
 
     def open(self, sealed: bytes, *context: str) -> bytes:
         """The plaintext of what `seal` gave.
@@ -79,7 +88,7 @@ class Sealer:
             PermanentError: DECRYPT_FAILED for another context, purpose or key, and for damaged bytes.
         """
         key_id = _key_id(sealed)
-        cipher = None if key_id is None else self._ciphers.get(key_id)
+        cipher = None if key_id is None else self._live[0].get(key_id)
         if key_id is None or cipher is None:
             raise _decrypt_failed()
         start = 2 + len(key_id)
@@ -94,14 +103,17 @@ class Mac:
     """HMAC-SHA256 under a secret key (a pepper), for what is compared and never read back, such as API keys."""
 
     def __init__(self, keys: PurposeKeys) -> None:
+        self.use(keys)
+
+    def use(self, keys: PurposeKeys) -> None:
+        """Go on with other keys of the same purpose."""
         # A key of its own, so that a purpose may have both a Sealer and a Mac.
         derived = {key_id: derive_key(key, b"docent/mac") for key_id, key in keys.keys.items()}
-        self._active = derived.pop(keys.active)
-        self._live = (self._active, *derived.values())
+        self._live = (derived.pop(keys.active), *derived.values())
 
     def digest(self, data: bytes) -> bytes:
         """The 32-byte digest under the active key."""
-        return hmac.digest(self._active, data, "sha256")
+        return hmac.digest(self._live[0], data, "sha256")
 
     def verify(self, data: bytes, digest: bytes) -> bool:
         """Whether `digest` is of `data` under any live key, in constant time per key."""
@@ -117,12 +129,15 @@ class SegmentSealer:
 
     def __init__(self, keys: PurposeKeys) -> None:
         self._purpose = keys.purpose
-        self._active = keys.active
-        self._keys = {key_id.encode(): key for key_id, key in keys.keys.items()}
+        self.use(keys)
+
+    def use(self, keys: PurposeKeys) -> None:
+        """Go on with other keys of the same purpose; a file that is begun ends under its key."""
+        self._live = keys.active, {key_id.encode(): key for key_id, key in keys.keys.items()}
 
     async def seal_stream(self, chunks: AsyncIterator[bytes], *context: str) -> AsyncGenerator[bytes, None]:
         """Seal chunks of any size, bound to the purpose and the context parts; gives the header, then frames."""
-        header = _head(self._active) + os.urandom(_SALT_BYTES + _PREFIX_BYTES)
+        header = _head(self._live[0]) + os.urandom(_SALT_BYTES + _PREFIX_BYTES)
         frames = self._frames(header, context)
         yield header
         buffer = bytearray()
@@ -159,7 +174,7 @@ class SegmentSealer:
             yield rest
 
     def _frames(self, header: bytes, context: tuple[str, ...]) -> "_Frames":
-        key = self._keys.get(_key_id(header) or b"")
+        key = self._live[1].get(_key_id(header) or b"")
         if key is None:
             raise _decrypt_failed()
         salt, prefix = header[-_SALT_BYTES - _PREFIX_BYTES : -_PREFIX_BYTES], header[-_PREFIX_BYTES:]

@@ -4,14 +4,31 @@ Field names are the environment variables in lower case. There is deliberately n
 re-prefix inherited fields without a word.
 """
 
+import logging
+import math
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_REDIS: Final = ("redis", "rediss", "unix")
+# Of every other URL: http and https.
+_SCHEMES: Final = {
+    "broker_url": _REDIS,
+    "cache_url": _REDIS,
+    "database_url": ("sqlite", "postgresql+psycopg"),
+    "blobs_url": ("file", "s3", "gs", "azure", "memory"),
+}
 
 
 class CommonSettings(BaseSettings):
-    """What every service needs."""
+    """What every service needs.
+
+    What is wrong shows when the environment is read, not at the first use: numbers are finite and not negative, URLs
+    have a scheme that can be served.
+    """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
@@ -30,7 +47,8 @@ class CommonSettings(BaseSettings):
     # The job lane. A lease must outlive several missed heartbeats on a busy machine.
     lease_seconds: float = 15.0
     heartbeat_seconds: float = 5.0
-    dispatch_window_per_tenant: int = 32
+    # Of the places for jobs of all live workers of a queue; the rest is for whoever else comes.
+    tenant_share: float = Field(default=0.5, gt=0, le=1)
     reconcile_interval_seconds: float = 1.0
     max_attempts: int = 3
     # From one progress report or write of a job to the next.
@@ -39,6 +57,28 @@ class CommonSettings(BaseSettings):
     loop_blocked_seconds: float = 60.0
     # How long a suspect waits for the other jobs of its process to end; longer with every attempt.
     alone_wait_seconds: float = 30.0
+
+    @field_validator("*")
+    @classmethod
+    def _usable(cls, value: object, info: ValidationInfo) -> object:
+        name = str(info.field_name)
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError("must be a number that is not negative")
+        if isinstance(value, str) and name.endswith("_url"):
+            _check_url(value, _SCHEMES.get(name, ("http", "https")))
+        if name == "log_level" and str(value).upper() not in logging.getLevelNamesMapping():
+            raise ValueError("must be one of DEBUG, INFO, WARNING, ERROR and CRITICAL")
+        return value
+
+
+def _check_url(url: str, schemes: tuple[str, ...]) -> None:
+    # Never shown: it may hold a password.
+    if url.partition("://")[0] not in schemes:
+        raise ValueError(f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ValueError("must be a URL whose host and port can be read") from None
 
 
 class WorkerSettings(CommonSettings):
@@ -49,11 +89,30 @@ class WorkerSettings(CommonSettings):
     health_port: int = 0
     # Handlers are coroutines: a slot is a request in flight, not a thread.
     worker_concurrency: int = 64
+    # Of these, jobs: what nobody waits for must leave room for people.
+    job_concurrency: int = 16
+    # A process that holds more ends itself: below the container's limit, so that the log says why. 0: no limit.
+    worker_memory_bytes: int = 768 << 20
+    # From a job's first attempt on: how long it waits, uncharged, for what it depends on.
+    outage_patience_seconds: float = 86_400.0
     # How long a worker told to stop may finish what it runs; Kubernetes' grace period must be longer.
     drain_seconds: float = 20.0
 
 
-class RetrievalSettings(CommonSettings):
+class CacheSettings(CommonSettings):
+    """How gateway, chat and ingest use the cache Redis (CACHE_URL)."""
+
+    # A cache that does not answer within this is a miss; longer than that, asking the model may be as fast.
+    cache_timeout_seconds: float = 0.05
+    # What a process keeps of it in its own memory.
+    cache_memory_bytes: int = 32 << 20
+    # Answers are found by the revisions of their vector stores, so this only bounds how long a model's answer counts.
+    answer_cache_seconds: float = 3600.0
+    # A text's vector changes only with the model behind the name.
+    embedding_cache_seconds: float = 604_800.0
+
+
+class RetrievalSettings(CacheSettings):
     """Where vectors and embeddings come from; chat and ingest need the same answer."""
 
     qdrant_url: str = "http://127.0.0.1:6343"

@@ -16,6 +16,7 @@ from rich.table import Table
 from libs.local.child import State
 from libs.local.control import NotRunningError, Refused, StackStatus
 from libs.local.ports import Ports
+from libs.local.rotation import rotate
 from libs.local.running import Stack, StackFailedError, launch, wait_until_up
 from libs.local.stack import programs
 from libs.local.supervisor import supervise
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in (("start", "start one program"), ("stop", "stop one"), ("restart", "stop and start one")):
         command(verb, _one, text).set_defaults(verb=verb)
         commands.choices[verb].add_argument("name")
+    command("rotate-keys", _rotate_keys, "bring a new master key into use while everything is served")
     env = command("env", _env, "print a program's environment as shell exports, to start it by hand")
     env.add_argument("name", nargs="?", default="gateway")
     return parser
@@ -121,6 +123,11 @@ def _one(options: argparse.Namespace) -> int:
         actions[options.verb](options.name)
         if options.verb != "stop":
             stack.wait_ready(options.name)
+    return 0
+
+
+def _rotate_keys(options: argparse.Namespace) -> int:
+    rotate(Stack(options.state_dir), lambda line: _console.print(line, highlight=False))
     return 0
 
 

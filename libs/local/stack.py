@@ -24,9 +24,11 @@ GATEWAY: Final = 2
 _PASSED_TO_ALL: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LOG_LEVEL")
 _PASSED_TO_SERVICES: Final = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CHAT_MODELS", "GATEWAY_HOST"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CHAT_MODELS", "CHAT_FALLBACK_MODELS", "GATEWAY_HOST"),
+    *("SUMMARIES", "HISTORY_TOKENS"),
+    *("MODERATION", "MODERATION_MODEL"),
 )
-_PASSED_PREFIXES: Final = ("OTEL_", "OPENAI_", "EMBEDDING_")
+_PASSED_PREFIXES: Final = ("OTEL_", "OPENAI_", "EMBEDDING_", "ANSWER_CACHE", "SEMANTIC_CACHE_")
 # A database of the caller's instead of SQLite; DATABASE_URL itself often means another project's.
 DATABASE_VARIABLE: Final = "DOCENT_DATABASE_URL"
 _OPENAI_URL: Final = "https://api.openai.com/v1"

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from libs.common.contracts import batch_lines
-from libs.common.contracts.chat import BatchItem
-from libs.common.contracts.requests import ChatCompletionBody, EmbeddingBody, ResponseBody
+from libs.common.contracts.chat import AnswerRequest, BatchItem
+from libs.common.contracts.chat_requests import ChatCompletionBody
+from libs.common.contracts.requests import EmbeddingBody
+from libs.common.contracts.response_requests import ResponseBody
 from libs.common.contracts.validation import parse_json, validated
 from libs.common.errors import ErrorCode, PermanentError
 
@@ -39,11 +41,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The models that bodies may name, as over HTTP."""
+    """The models that bodies may name, as over HTTP, and the one of responses that name none."""
 
     allows_chat_model: Callable[[str], bool]
     embedding_model: str
     embedding_dimensions: int
+    default_chat_model: str | None = None
 
 
 async def split(chunks: AsyncIterator[bytes], max_bytes: int = MAX_LINE_BYTES) -> AsyncIterator[Line]:
@@ -127,7 +130,7 @@ class Checker:
             if self._endpoint == "/v1/embeddings":
                 return {"embed": self._embedding(body).to_embed()}
             # No turn: a batch's answers are kept in its files alone.
-            return {"answer": self._question(body).to_answer(stream=False).model_copy(update={"turn": None})}
+            return {"answer": self._question(body).model_copy(update={"turn": None})}
         except PermanentError as error:
             param = f"body.{error.param}" if error.param else "body"
             raise PermanentError(error.code, error.message, param=param) from None
@@ -142,25 +145,32 @@ class Checker:
             raise _not_offered("encoding_format", "Batches write embeddings as lists of numbers.")
         return body
 
-    def _question(self, content: dict[str, Any]) -> ChatCompletionBody | ResponseBody:
+    def _question(self, content: dict[str, Any]) -> AnswerRequest:
         if self._endpoint == "/v1/chat/completions":
             chat = self._unstreamed(ChatCompletionBody, content)
+            self._check_model(chat.model)
             if chat.store:
-                raise _not_offered("store", "Stored chat completions are not offered.")
-            return chat
+                raise _not_offered("store", "A batch's answers are kept in its files alone.")
+            return chat.to_answer(stream=False)
         response = self._unstreamed(ResponseBody, content)
+        model = response.model or self._offer.default_chat_model
+        if model is None:
+            raise PermanentError(ErrorCode.MISSING_FIELD, "Missing required parameter: 'model'.", param="model")
+        self._check_model(model)
         for field in ("background", "conversation", "previous_response_id"):
             if getattr(response, field):
                 raise _not_offered(field, f"A request of a batch cannot have '{field}'.")
-        return response
+        return response.to_answer(model, stream=False)
 
     def _unstreamed(self, model: type[BodyT], content: dict[str, Any]) -> BodyT:
         body = validated(model, content)
         if body.stream:
             raise _not_offered("stream", "A request of a batch cannot be streamed.")
-        if not self._offer.allows_chat_model(body.model):
-            raise _no_such_model()
         return body
+
+    def _check_model(self, name: str) -> None:
+        if not self._offer.allows_chat_model(name):
+            raise _no_such_model()
 
 
 def _object(content: bytes) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from sqlalchemy import Connection
 
 from libs.common import batch_jobs, keys
 from libs.common.blobs import BlobStore
+from libs.common.configuration import configured
 from libs.common.contracts.base import Queue
 from libs.common.contracts.batch import EXPIRE_BATCH, FINALIZE_BATCH, VALIDATE_BATCH, BatchId
 from libs.common.records.database import Database
 from libs.common.tasks.jobs import JobRun
 from libs.common.tasks.worker import Worker
 from services.batch import pipeline
-from services.batch.lines import Offer
 from services.batch.ports import BatchEndedError
 from services.batch.settings import BatchSettings
 from services.batch.store import IntakeRecords, ResultRecords
@@ -29,7 +29,7 @@ def create_worker(settings: BatchSettings) -> Worker:
     worker = Worker(settings, [Queue.BATCH], database=database, shutdown=lambda: asyncio.to_thread(database.close))
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     sealer = worker.keyring.sealer(keys.BATCHES_PURPOSE)
-    offer = Offer(settings.allows_chat_model, settings.embedding_model, settings.embedding_dimensions)
+    offer = settings.offer()
 
     async def validate(request: BatchId, job: JobRun) -> None:
         with suppress(BatchEndedError):
@@ -54,4 +54,4 @@ def create_worker(settings: BatchSettings) -> Worker:
 
 
 if __name__ == "__main__":
-    create_worker(BatchSettings()).run()
+    configured(BatchSettings, create_worker).run()

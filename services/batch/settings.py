@@ -1,6 +1,7 @@
 """The batch service's settings."""
 
 from libs.common.settings import RetrievalSettings, WorkerSettings
+from services.batch.lines import Offer
 
 
 class BatchSettings(WorkerSettings, RetrievalSettings):
@@ -13,7 +14,12 @@ class BatchSettings(WorkerSettings, RetrievalSettings):
     # As the gateway's: what a body may name.
     chat_models: str = "docent-extractive"
 
-    def allows_chat_model(self, name: str) -> bool:
-        """Whether a batch's request may name this chat model."""
-        names = [listed.strip() for listed in self.chat_models.split(",")]
-        return "*" in names or name in names
+    def offer(self) -> Offer:
+        """The models that a batch's requests may name, and the one of those that name none."""
+        names = [name for listed in self.chat_models.split(",") if (name := listed.strip())]
+        return Offer(
+            lambda name: "*" in names or name in names,
+            self.embedding_model,
+            self.embedding_dimensions,
+            default_chat_model=next((name for name in names if name != "*"), None),
+        )

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from libs.common.contracts.chat import AnswerRequest
+from libs.common.contracts.completion_chunks import completion_chunk, last_chunks
 from services.chat.citations import Citation
 from services.chat.ports import Passage, Usage
-from services.chat.rendering import Event, ToolCalls
+from services.chat.rendering import Author, Event, ToolCalls
 
 
 class ChatRenderer:
@@ -21,12 +22,13 @@ class ChatRenderer:
         self._text: list[str] = []
         self._annotations: list[dict[str, Any]] = []
         self._tool_calls = ToolCalls()
-        self._unsent: list[Event] = []
+        self._calls_functions = request.calls_functions
+        self._begun = False
+        self.author = Author(request.model)
         self._finish_reason = "stop"
         self._usage = Usage()
 
     def begin(self) -> list[Event]:
-        self._unsent = [self._chunk({"role": "assistant", "content": "", "refusal": None})]
         return []
 
     def searching(self) -> list[Event]:
@@ -47,18 +49,20 @@ class ChatRenderer:
     def tool_calls(self, fragments: Sequence[dict[str, Any]]) -> list[Event]:
         for fragment in fragments:
             self._tool_calls.add(fragment)
-        return [*self._take_unsent(), self._chunk({"tool_calls": list(fragments)})]
+        delta: dict[str, Any] = {"tool_calls": list(fragments)}
+        if self._calls_functions and (of_first := _function_call(fragments)):
+            delta["function_call"] = of_first
+        return [*self._take_unsent(), self._chunk(delta)]
 
     def end(self, finish_reason: str, usage: Usage) -> list[Event]:
-        self._finish_reason = finish_reason
+        called = self._calls_functions and finish_reason == "tool_calls"
+        self._finish_reason = "function_call" if called else finish_reason
         self._usage = usage
-        events = [*self._take_unsent(), self._chunk({}, finish_reason)]
-        if self._request.include_usage:
-            events.append((None, self._object("chat.completion.chunk", []) | {"usage": self._usage_body()}))
-        return events
+        return self._take_unsent()
 
     def completed(self) -> list[Event]:
-        return []
+        chunks = last_chunks(self.body(), include_usage=self._request.include_usage)
+        return [(None, chunk) for chunk in chunks]
 
     def body(self) -> dict[str, Any]:
         message: dict[str, Any] = {
@@ -76,25 +80,24 @@ class ChatRenderer:
                 }
                 for call in calls
             ]
+            if self._calls_functions:
+                message["function_call"] = message["tool_calls"][0]["function"]
         choice = {"index": 0, "message": message, "finish_reason": self._finish_reason, "logprobs": None}
-        return self._object("chat.completion", [choice]) | {"usage": self._usage_body()}
+        completion = self._head() | {"object": "chat.completion", "choices": [choice], "usage": self._usage_body()}
+        return completion | self._request.echo
 
     def _take_unsent(self) -> list[Event]:
-        unsent, self._unsent = self._unsent, []
-        return unsent
+        if self._begun:
+            return []
+        self._begun = True
+        return [self._chunk({"role": "assistant", "content": "", "refusal": None})]
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> Event:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return None, self._object("chat.completion.chunk", [choice])
+    def _chunk(self, delta: dict[str, Any]) -> Event:
+        choice = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}
+        return None, completion_chunk(self._head(), [choice])
 
-    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._request.id,
-            "object": kind,
-            "created": self._request.created_at,
-            "model": self._request.model,
-            "choices": choices,
-        }
+    def _head(self) -> dict[str, Any]:
+        return {"id": self._request.id, "created": self._request.created_at, **self.author.fields()}
 
     def _usage_body(self) -> dict[str, Any]:
         usage = self._usage
@@ -104,3 +107,12 @@ class ChatRenderer:
             "total_tokens": usage.input_tokens + usage.output_tokens,
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         }
+
+
+def _function_call(fragments: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What fragments say of the first call: all that a client knows of which asked for functions, not tools."""
+    of_first: dict[str, Any] = {}
+    for fragment in fragments:
+        if fragment.get("index", 0) == 0:
+            of_first |= fragment.get("function") or {}
+    return of_first

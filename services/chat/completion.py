@@ -5,31 +5,38 @@ The raw streaming form with models of only what is used: parsed chunks by the SD
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
-from typing import Annotated, Any, Final, cast
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from functools import lru_cache
+from typing import Annotated, Any, Final
 
 import aiohttp
 import httpx2
 import openai
-from openai import AsyncOpenAI, DefaultAioHttpClient
-from openai.types.chat import ChatCompletionMessageParam
+from openai import AsyncOpenAI, AsyncStream
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
+from libs.common.contracts.requests import HINTS
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
 from libs.common.logs import get_logger
-from services.chat.ports import Delta, Prompt, Usage
+from libs.common.rag.model_http import model_http_client
+from libs.common.upstreams import Upstream
+from services.chat.ports import Delta, ModelsAwayError, Prompt, Usage
 from services.chat.settings import ChatSettings
 
 _log = get_logger(__name__)
-_RETRY_PAUSE_SECONDS: Final = 0.2
+# Refusals for want of capacity come in bursts, and pass: less is needed to open the breaker of anything else.
+_OUTAGES_TO_OPEN: Final = 10
+# A bound, because where clients may name any model there is no end of names.
+_MAX_UPSTREAMS: Final = 256
 # How long a finished answer's connection may take to end in order, so that it can be used again.
 _LINGER_SECONDS: Final = 0.5
 _MAX_LINE_BYTES: Final = 1 << 20
 _MAX_TOOL_CALLS: Final = 128
 _FINISH_REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filter"})
 # The SDK lets some failures through as its transport raised them: all while reading, and answers that are not HTTP.
-_TRANSPORT_ERRORS: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
+TRANSPORT_ERRORS: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 
 _Tokens = Annotated[int, Field(ge=0, lt=1 << 53)]
 
@@ -79,62 +86,101 @@ class UpstreamCompleter:
     def __init__(self, settings: ChatSettings) -> None:
         self._settings = settings
         self._client: AsyncOpenAI | None = None
+        self._upstream = lru_cache(_MAX_UPSTREAMS)(_upstream)
 
     async def stream(self, model: str, prompt: Prompt, parameters: dict[str, Any]) -> AsyncIterator[Delta]:
-        """See `Completer`. A failure before the first byte is tried once more; after it, never."""
+        """See `Completer`. Before the first byte a model that is away is tried again, then others; after it, none."""
+        failure: PlatformError | None = None
+        for candidate in (model, *self._settings.fallback_models(model)):
+            begun = False
+            try:
+                async with aclosing(self._tried(candidate, prompt, parameters, retries=candidate == model)) as deltas:
+                    async for delta in deltas:
+                        begun = True
+                        yield delta if candidate == model else replace(delta, model=candidate)
+                return
+            except PlatformError as error:
+                if begun or (failure is None and not error.code.kind.outage):
+                    raise
+                failure = failure or error  # the client is told of the model that it knows
+                _log.warning("a model failed before its first byte", model=candidate, code=error.code.value)
+        assert failure is not None  # noqa: S101 - tells the type checker that there was a candidate
+        raise ModelsAwayError(failure)
+
+    async def _tried(
+        self, model: str, prompt: Prompt, parameters: dict[str, Any], *, retries: bool
+    ) -> AsyncGenerator[Delta, None]:
         begun = False
         try:
-            async for delta in self._attempt(model, prompt, parameters):
-                begun = True
-                yield delta
+            async with aclosing(self._attempt(model, prompt, parameters)) as deltas:
+                async for delta in deltas:
+                    begun = True
+                    yield delta
             return
         except RetryableError as error:
-            if begun or error.code not in (ErrorCode.LLM_UNAVAILABLE, ErrorCode.LLM_TIMEOUT):
+            # Not after a timeout: as much time again is more than most callers have left.
+            if begun or not retries or error.code is not ErrorCode.LLM_UNAVAILABLE:
                 raise
-            _log.warning("completion failed before its first byte, trying once more", code=error.code.value)
-        await asyncio.sleep(_RETRY_PAUSE_SECONDS)
-        async for delta in self._attempt(model, prompt, parameters):
-            yield delta
+            if not await self._upstream(model).may_retry():
+                raise
+        async with aclosing(self._attempt(model, prompt, parameters, again=True)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def aclose(self) -> None:
         """Close the connections."""
         if self._client is not None:
             await self._client.close()
 
-    async def _attempt(self, model: str, prompt: Prompt, parameters: dict[str, Any]) -> AsyncIterator[Delta]:
+    async def _attempt(
+        self, model: str, prompt: Prompt, parameters: dict[str, Any], *, again: bool = False
+    ) -> AsyncGenerator[Delta, None]:
+        with self._upstream(model).call(again=again) as answered:
+            async with aclosing(self._completion(model, prompt, parameters)) as deltas:
+                async for delta in deltas:
+                    answered()
+                    yield delta
+
+    async def _completion(self, model: str, prompt: Prompt, parameters: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         finished = False
+        dropped = () if self._settings.sends_hints else HINTS
         try:
-            async with self._connected().chat.completions.with_streaming_response.create(
-                model=model,
-                messages=cast("list[ChatCompletionMessageParam]", list(prompt)),
-                stream=True,
-                stream_options={"include_usage": True},
-                extra_body=parameters,
-            ) as response:
-                async for data in _events(response.iter_bytes()):
+            body = {name: value for name, value in parameters.items() if name not in dropped}
+            body |= {"model": model, "messages": prompt, "stream": True, "stream_options": {"include_usage": True}}
+            # The SDK's own way to endpoints it does not know: its typed one takes a third of the call's CPU for itself.
+            async with await self._connected().post(
+                "/chat/completions", cast_to=object, body=body, stream=True, stream_cls=AsyncStream[object]
+            ) as stream:
+                async for data in _events(stream.response.aiter_bytes()):
                     delta = _delta(data)
                     finished = finished or delta.finish_reason is not None
                     yield delta
-        except (openai.APIError, *_TRANSPORT_ERRORS) as error:
+        except (openai.APIError, *TRANSPORT_ERRORS) as error:
             # The cause is left out: it quotes the upstream.
-            raise _translated(error) from None
+            raise translated_error(error) from None
         if not finished:
             raise RetryableError(ErrorCode.LLM_BAD_RESPONSE, "The model's server ended its answer early. Try again.")
 
     def _connected(self) -> AsyncOpenAI:
         # Made on first use, because its connections belong to the running event loop.
         if self._client is None:
-            settings = self._settings
-            self._client = AsyncOpenAI(
-                base_url=settings.openai_base_url,
-                api_key=settings.openai_api_key.get_secret_value(),
-                max_retries=0,
-                timeout=openai.Timeout(
-                    settings.model_read_timeout_seconds, connect=settings.model_connect_timeout_seconds
-                ),
-                http_client=DefaultAioHttpClient(),
-            )
+            self._client = connect_upstream(self._settings)
         return self._client
+
+
+def connect_upstream(settings: ChatSettings) -> AsyncOpenAI:
+    """A client of the upstream, which never retries by itself; it belongs to the running event loop."""
+    return AsyncOpenAI(
+        base_url=settings.openai_base_url,
+        api_key=settings.openai_api_key.get_secret_value(),
+        max_retries=0,
+        timeout=openai.Timeout(settings.model_read_timeout_seconds, connect=settings.model_connect_timeout_seconds),
+        http_client=model_http_client(),
+    )
+
+
+def _upstream(model: str) -> Upstream:
+    return Upstream(f"completions/{model}", "The model's server", ErrorCode.LLM_UNAVAILABLE, threshold=_OUTAGES_TO_OPEN)
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -144,7 +190,7 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             continue
         data = line[5:].strip()
         if data == b"[DONE]":
-            with suppress(*_TRANSPORT_ERRORS):
+            with suppress(*TRANSPORT_ERRORS):
                 async with asyncio.timeout(_LINGER_SECONDS):
                     async for _ in chunks:
                         pass
@@ -203,10 +249,10 @@ def _bad_response() -> RetryableError:
     return RetryableError(ErrorCode.LLM_BAD_RESPONSE, "The model's server sent an answer that cannot be read.")
 
 
-def _translated(error: Exception) -> PlatformError:
+def translated_error(error: Exception) -> PlatformError:
     """Our error for one of the SDK's, its transport's or the socket's; nothing of the upstream's text is shown."""
     if isinstance(error, openai.APIStatusError):
-        return _status_error(error.status_code)
+        return _status_error(error.status_code, error.code)
     if _timed_out(error):
         return RetryableError(ErrorCode.LLM_TIMEOUT, "The model's server did not answer in time. Try again.")
     return RetryableError(ErrorCode.LLM_UNAVAILABLE, "The model's server cannot be reached or broke off. Try again.")
@@ -221,7 +267,10 @@ def _timed_out(error: BaseException | None) -> bool:
     return False
 
 
-def _status_error(status: int) -> PlatformError:
+def _status_error(status: int, code: str | None) -> PlatformError:
+    if code == "context_length_exceeded" and status in (400, 413, 422):
+        message = "The prompt, with its history and passages, is longer than this model can read."
+        return PermanentError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
     if status in (401, 403):
         return PermanentError(ErrorCode.LLM_AUTH, "The model's server refused this installation's credentials.")
     if status == 404:

@@ -4,44 +4,54 @@ Run by `python -m services.chat.main`. Consumes the queue `chat`, where people w
 come after them. Needs the model upstream, the vector store, the database (reads of records, jobs) and both Redis.
 """
 
+from libs.common import keys
+from libs.common.blobs import BlobStore
+from libs.common.cache.embeddings import CachedEmbedder
+from libs.common.cache.store import Cache
+from libs.common.configuration import configured
 from libs.common.contracts.background import ANSWER_BACKGROUND
 from libs.common.contracts.base import Queue
 from libs.common.contracts.chat import ANSWER, ANSWER_SHARD, EMBED, SEARCH
+from libs.common.contracts.compaction import COMPACT
+from libs.common.contracts.completions import COMPLETE
+from libs.common.contracts.conversations import SUMMARISE
+from libs.common.contracts.file_content import READ_FILE
+from libs.common.contracts.moderation import MODERATE
 from libs.common.rag.embedder import Embedder
 from libs.common.rag.vectors import ChunkCollection
 from libs.common.records.database import Database
 from libs.common.tasks.worker import Worker
+from services.chat.answer_cache import SharedAnswers
+from services.chat.attached_files import AttachedFiles
 from services.chat.background import BackgroundAnswers
+from services.chat.caching import CachingAnswers
+from services.chat.compaction import Compactions, Compactor
 from services.chat.completion import UpstreamCompleter
+from services.chat.file_content import FileContents
+from services.chat.moderation import Moderation
 from services.chat.pipeline import AnswerPipeline
+from services.chat.preparing import Preparer
 from services.chat.retrieval import HybridRetriever
 from services.chat.settings import ChatSettings
 from services.chat.shards import ShardRunner
+from services.chat.summaries import Summariser
+from services.chat.text_completion import TextCompletions
+from services.chat.upstream_moderation import moderated, moderator_of
 
 
-def main() -> None:
-    """Serve until told to stop."""
-    settings = ChatSettings()
+def create_worker(settings: ChatSettings) -> Worker:
+    """The service with its handlers, ready to run."""
     database = Database(settings.database_url)
-    embedder = Embedder(
-        settings.embedding_base_url,
-        settings.embedding_api_key.get_secret_value(),
-        model=settings.embedding_model,
-        dimension=settings.embedding_dimensions,
-        concurrency=8,
-    )
-    collection = ChunkCollection.connect(
-        settings.qdrant_url,
-        model=settings.embedding_model,
-        dimension=settings.embedding_dimensions,
-        api_key=settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None,
-    )
-    completer = UpstreamCompleter(settings)
+    embedder, collection = _embedder(settings), _collection(settings)
+    upstream = UpstreamCompleter(settings)
+    moderator = moderator_of(settings)
 
     async def close() -> None:
-        await completer.aclose()
+        await upstream.aclose()
+        await moderator.aclose()
         await embedder.aclose()
         await collection.aclose()
+        await cache.aclose()
 
     worker = Worker(
         settings,
@@ -50,15 +60,48 @@ def main() -> None:
         database=database,
         shutdown=close,
     )
-    pipeline = AnswerPipeline(HybridRetriever(database, collection, embedder, worker.keyring), completer, embedder)
+    cache = Cache(settings, worker.keyring)
+    cached_embedder = CachedEmbedder(embedder, cache, settings.embedding_cache_seconds)
+    completer = moderated(upstream, moderator, settings)
+    retriever = HybridRetriever(database, collection, cached_embedder, worker.keyring)
+    compactions = Compactions(worker.keyring)
+    blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
+    files = AttachedFiles(database, blobs, settings.max_attached_bytes)
+    preparer = Preparer(compactions, files, context_tokens=settings.context_tokens)
+    pipeline = AnswerPipeline(retriever, completer, embedder, preparer)
+    answers = CachingAnswers(pipeline, SharedAnswers(cache, database, cached_embedder, settings))
     shards = ShardRunner(pipeline, database, worker.keyring, worker.messages, settings.shard_concurrency)
-    worker.handles(ANSWER, pipeline.answer)
+    worker.handles(ANSWER, answers.answer)
     worker.handles(SEARCH, pipeline.search)
     worker.handles(EMBED, pipeline.embed)
+    worker.handles(COMPLETE, TextCompletions(pipeline).complete)
+    worker.handles(COMPACT, Compactor(upstream, compactions).compact)
+    worker.handles(MODERATE, Moderation(moderator).moderate)
+    worker.handles(READ_FILE, FileContents(database, collection, worker.keyring).read)
     worker.performs(ANSWER_SHARD, shards.run)
     worker.performs(ANSWER_BACKGROUND, BackgroundAnswers(pipeline, worker).run)
-    worker.run()
+    worker.performs(SUMMARISE, Summariser(upstream, worker.messages).run)
+    return worker
+
+
+def _embedder(settings: ChatSettings) -> Embedder:
+    return Embedder(
+        settings.embedding_base_url,
+        settings.embedding_api_key.get_secret_value(),
+        model=settings.embedding_model,
+        dimension=settings.embedding_dimensions,
+        concurrency=8,
+    )
+
+
+def _collection(settings: ChatSettings) -> ChunkCollection:
+    return ChunkCollection.connect(
+        settings.qdrant_url,
+        model=settings.embedding_model,
+        dimension=settings.embedding_dimensions,
+        api_key=settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    configured(ChatSettings, create_worker).run()

@@ -6,7 +6,7 @@ Plain orchestration over the ports; knows neither Celery nor Redis nor any serve
 import base64
 import secrets
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 
 from libs.common import metrics
@@ -23,39 +23,53 @@ from libs.common.contracts.chat import (
 from libs.common.contracts.conversations import ABANDON_TURN, CLOSE_TURN, AbandonTurn, CloseTurn
 from libs.common.errors import PlatformError
 from libs.common.rag.embedder import Embedder
-from libs.common.tasks.replies import Reply, sse_block
+from libs.common.tasks.replies import DONE_BLOCK, Reply, sse_block
 from services.chat.chat_rendering import ChatRenderer
 from services.chat.citations import Citation, CitationFilter
-from services.chat.ports import Completer, Passage, Retriever, Usage
+from services.chat.extraction import EXTRACTIVE_MODEL, extracted
+from services.chat.ports import Completer, Delta, ModelsAwayError, Passage, Retriever, Usage
+from services.chat.preparing import Preparer
 from services.chat.prompt import build_prompt, question_of
-from services.chat.rendering import Event, Renderer
+from services.chat.rendering import Author, Event, Renderer
 from services.chat.response_rendering import ResponseRenderer
 
 Emit = Callable[[list[Event]], None]
 
-DONE_BLOCK = b"data: [DONE]\n\n"
 NOT_IN_DOCUMENTS = "The documents do not answer this question."
 
 
 class AnswerPipeline:
     """Answers, searches and embeds."""
 
-    def __init__(self, retriever: Retriever, completer: Completer, embedder: Embedder) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        completer: Completer,
+        embedder: Embedder,
+        preparer: Preparer | None = None,
+    ) -> None:
         self._retriever = retriever
         self._completer = completer
         self._embedder = embedder
+        self._preparer = preparer
 
-    async def answer(self, request: AnswerRequest, reply: Reply[Answer]) -> None:
-        """Answer one question; a stored answer is passed on, so that it is safe before it counts as completed."""
-        renderer = renderer_of(request)
+    async def answer(self, request: AnswerRequest, reply: Reply[Answer], renderer: Renderer | None = None) -> None:
+        """Answer one question; a stored answer is passed on, so that it is safe before it counts as completed.
+
+        Args:
+            renderer: of the request's shape; one is made unless it is given.
+        """
+        renderer = renderer or renderer_of(request)
 
         def emit(events: list[Event]) -> None:
+            if request.shape is Shape.CHAT:  # a response's first events come before anybody answers
+                reply.model, reply.degraded = renderer.author.model, renderer.author.degraded
             if request.stream:
                 for name, data in events:
                     reply.event(sse_block(data, name=name))
 
         try:
-            await self.run(request, renderer, reply.tenant_id, emit)
+            await self.run(request, renderer, reply.tenant_id, emit, may_degrade=True)
         except BaseException:
             await _free_turn(request, reply)
             raise
@@ -68,8 +82,16 @@ class AnswerPipeline:
             reply.event(DONE_BLOCK)
         await reply.done(Answer(body=renderer.body()))
 
-    async def run(self, request: AnswerRequest, renderer: Renderer, tenant_id: str, emit: Emit) -> None:
-        """The answer's whole course, rendered; ends before the events that call it completed."""
+    async def run(
+        self, request: AnswerRequest, renderer: Renderer, tenant_id: str, emit: Emit, *, may_degrade: bool = False
+    ) -> None:
+        """The answer's whole course, rendered; ends before the events that call it completed.
+
+        Args:
+            may_degrade: whether sentences of the passages are better than a model's answer later.
+        """
+        if self._preparer is not None:
+            request = await self._preparer.prepared(tenant_id, request)
         emit(renderer.begin())
         passages = await self._passages(request, renderer, tenant_id, emit)
         if request.retrieval is not None and not passages:
@@ -77,16 +99,23 @@ class AnswerPipeline:
             emit(renderer.text(NOT_IN_DOCUMENTS))
             emit(renderer.end("stop", Usage()))
             return
-        await self._complete(request, passages, renderer, emit)
+        await self._complete(request, passages, renderer, emit, may_degrade=may_degrade)
 
     async def _complete(
-        self, request: AnswerRequest, passages: Sequence[Passage], renderer: Renderer, emit: Emit
+        self,
+        request: AnswerRequest,
+        passages: Sequence[Passage],
+        renderer: Renderer,
+        emit: Emit,
+        *,
+        may_degrade: bool,
     ) -> None:
-        prompt = build_prompt(request.messages, passages, secrets.token_hex(8))
         citations = CitationFilter(passages)
         finish_reason, usage = "stop", Usage()
         with metrics.stage("complete"):
-            async for delta in self._completer.stream(request.model, prompt, request.parameters):
+            async for delta in self._deltas(request, passages, may_degrade=may_degrade):
+                if delta.model is not None:
+                    renderer.author = Author(delta.model, delta.degraded)
                 _show(citations.feed(delta.text), renderer, emit)
                 if delta.tool_calls:
                     emit(renderer.tool_calls(delta.tool_calls))
@@ -94,8 +123,24 @@ class AnswerPipeline:
                 usage = delta.usage or usage
         _show(citations.finish(), renderer, emit)
         emit(renderer.end(finish_reason, usage))
-        metrics.TOKENS.labels(kind="input", model=request.model).inc(usage.input_tokens)
-        metrics.TOKENS.labels(kind="output", model=request.model).inc(usage.output_tokens)
+        model = renderer.author.model
+        metrics.TOKENS.labels(kind="input", model=model).inc(usage.input_tokens)
+        metrics.TOKENS.labels(kind="output", model=model).inc(usage.output_tokens)
+        if model != request.model:
+            metrics.FALLBACK_ANSWERS.labels(model=model).inc()
+
+    async def _deltas(
+        self, request: AnswerRequest, passages: Sequence[Passage], *, may_degrade: bool
+    ) -> AsyncIterator[Delta]:
+        prompt = build_prompt(request.messages, passages, secrets.token_hex(8))
+        try:
+            async for delta in self._completer.stream(request.model, prompt, request.parameters | request.hints):
+                yield delta
+        except ModelsAwayError:
+            text = extracted(request, passages) if may_degrade else None
+            if text is None:
+                raise
+            yield Delta(text, finish_reason="stop", model=EXTRACTIVE_MODEL, degraded=True)
 
     async def _passages(
         self, request: AnswerRequest, renderer: Renderer, tenant_id: str, emit: Emit

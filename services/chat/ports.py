@@ -4,9 +4,21 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from libs.common.contracts.chat import Retrieval
+from libs.common.cache.answers import CachedAnswer
+from libs.common.contracts.chat import AnswerRequest, Retrieval
+from libs.common.contracts.moderation import Verdict
+from libs.common.errors import PlatformError, RetryableError
 
 Prompt = Sequence[dict[str, Any]]
+
+
+class ModelsAwayError(RetryableError):
+    """No model that could answer is there, and nothing was answered: `cause` tells of the one asked for."""
+
+    def __init__(self, cause: PlatformError) -> None:
+        super().__init__(cause.code, cause.message, retry_after_seconds=cause.retry_after_seconds)
+        self.answered_seconds_ago = cause.answered_seconds_ago
+        self.cause = cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +48,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a completion. `tool_calls` are OpenAI's streamed fragments; `usage` comes with the last piece."""
+    """A piece of a completion. `tool_calls` are OpenAI's streamed fragments; `usage` comes with the last piece.
+
+    Args:
+        model: which model answers, where it is not the one asked for.
+        degraded: no model answers: the text is taken from the passages as they stand.
+    """
 
     text: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
     finish_reason: str | None = None
     usage: Usage | None = None
+    model: str | None = None
+    degraded: bool = False
 
 
 class Retriever(Protocol):
@@ -56,13 +75,43 @@ class Retriever(Protocol):
         ...
 
 
+class Moderator(Protocol):
+    """Judges texts."""
+
+    @property
+    def model(self) -> str:
+        """Who judges, as clients are told."""
+        ...
+
+    async def moderate(self, texts: Sequence[str]) -> list[Verdict]:
+        """A verdict for each text, in order.
+
+        Raises:
+            PlatformError: as `Completer`.
+        """
+        ...
+
+
+class AnswerCache(Protocol):
+    """Keeps answers to be given again; only asked for requests that have leave to be cached."""
+
+    async def alike(self, tenant_id: str, request: AnswerRequest) -> CachedAnswer | None:
+        """An answer to the same question in other words, if there is one and the tenant wants that. Never fails."""
+        ...
+
+    async def keep(self, tenant_id: str, request: AnswerRequest, answer: CachedAnswer) -> None:
+        """Keep an answer unless its vector stores have changed since the request came. Never fails."""
+        ...
+
+
 class Completer(Protocol):
     """Streams completions."""
 
     def stream(self, model: str, prompt: Prompt, parameters: dict[str, Any]) -> AsyncIterator[Delta]:
-        """The completion's pieces.
+        """The completion's pieces; the first one names the model if it is another than the one asked for.
 
         Raises:
-            PlatformError: LLM_UNAVAILABLE, LLM_TIMEOUT, LLM_AUTH, LLM_BAD_RESPONSE, MODEL_NOT_FOUND or INVALID_VALUE.
+            ModelsAwayError: LLM_UNAVAILABLE or LLM_TIMEOUT before the first piece.
+            PlatformError: the same later on, LLM_AUTH, LLM_BAD_RESPONSE, MODEL_NOT_FOUND or INVALID_VALUE.
         """
         ...

@@ -65,13 +65,19 @@ def _wire(message: ChatMessage) -> dict[str, Any]:
 
 
 def _block(number: int, passage: Passage, fence: str) -> str:
-    attributes = f'number="{number}" file={quoteattr(_harmless(passage.filename, fence))}'
+    attributes = f'number="{number}" file={quoteattr(harmless(passage.filename, fence))}'
     if passage.page is not None:
         attributes += f' page="{passage.page}"'
-    text = _harmless(passage.text, fence)
+    text = harmless(passage.text, fence)
     return f"<passage-{fence} {attributes}>\n{text}\n</passage-{fence}>"
 
 
-def _harmless(text: str, fence: str) -> str:
+def harmless(text: str, fence: str) -> str:
+    """A text that may stand within a fence: without what hides from people, and without the fence itself."""
     # A space, because with nothing in its place the text around a fence could make up another.
-    return _INVISIBLE.sub("", text).replace(fence, " ")
+    return visible(text).replace(fence, " ")
+
+
+def visible(text: str) -> str:
+    """A text without what hides from people."""
+    return _INVISIBLE.sub("", text)

@@ -1,6 +1,7 @@
 """What both shapes of an answer share: the renderer's interface and how passages are shown."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.chat.citations import Citation
@@ -10,8 +11,26 @@ from services.chat.ports import Passage, Usage
 Event = tuple[str | None, dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who answers: a model, or none, where the answer is `degraded` to sentences of the passages."""
+
+    model: str
+    degraded: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        """What the object says of it."""
+        return {"model": self.model} | ({"degraded": True} if self.degraded else {})
+
+
 class Renderer(Protocol):
-    """Turns an answer's course into OpenAI events, and its end into the finished object."""
+    """Turns an answer's course into OpenAI events, and its end into the finished object.
+
+    Attributes:
+        author: the model asked for, until another one is set before the first text.
+    """
+
+    author: Author
 
     def begin(self) -> list[Event]: ...
 

@@ -8,7 +8,7 @@ from libs.common.contracts.chat import AnswerRequest
 from libs.common.contracts.response_objects import response_object
 from services.chat.citations import Citation
 from services.chat.ports import Passage, Usage
-from services.chat.rendering import Event, ToolCalls
+from services.chat.rendering import Author, Event, ToolCalls
 
 _NAMESPACE: Final = uuid.UUID("5b1d7c1e-0b0f-4f5e-9a53-3f4e0f5f7a10")
 
@@ -27,6 +27,7 @@ class ResponseRenderer:
         self._status = "in_progress"
         self._incomplete: dict[str, str] | None = None
         self._usage: Usage | None = None
+        self.author = Author(request.model)
 
     def begin(self) -> list[Event]:
         return [
@@ -102,13 +103,14 @@ class ResponseRenderer:
         return [self._event(f"response.{self._status}", response=self.body())]
 
     def body(self) -> dict[str, Any]:
-        return response_object(
+        body = response_object(
             self._request,
             self._status,
             output=self._output,
             incomplete=self._incomplete,
-            usage=_usage_body(self._usage),
+            usage=usage_body(self._usage),
         )
+        return body | self.author.fields()
 
     def _begin_message(self) -> list[Event]:
         if self._message is not None:
@@ -192,7 +194,8 @@ def _result(passage: Passage) -> dict[str, Any]:
     }
 
 
-def _usage_body(usage: Usage | None) -> dict[str, Any] | None:
+def usage_body(usage: Usage | None) -> dict[str, Any] | None:
+    """OpenAI's usage of a response."""
     if usage is None:
         return None
     return {

@@ -7,12 +7,13 @@ from typing import Final
 import orjson
 
 from libs.common import keys, metrics
+from libs.common.cache.embeddings import CachedEmbedder
 from libs.common.contracts.chat import Retrieval
 from libs.common.errors import PermanentError
 from libs.common.keyring import Keyring
 from libs.common.logs import get_logger
 from libs.common.rag.chunks import ScoredChunk
-from libs.common.rag.embedder import Embedder, Vector
+from libs.common.rag.embedder import Vector
 from libs.common.rag.fusion import HybridWeights
 from libs.common.rag.sparse import encode_query
 from libs.common.rag.vectors import ChunkCollection, QueryScope
@@ -29,7 +30,9 @@ _HITS_PER_PASSAGE: Final = 2
 class HybridRetriever:
     """The `Retriever` of the running service."""
 
-    def __init__(self, database: Database, collection: ChunkCollection, embedder: Embedder, keyring: Keyring) -> None:
+    def __init__(
+        self, database: Database, collection: ChunkCollection, embedder: CachedEmbedder, keyring: Keyring
+    ) -> None:
         self._database = database
         self._collection = collection
         self._embedder = embedder
@@ -40,7 +43,7 @@ class HybridRetriever:
         store_ids = retrieval.vector_store_ids
         await self._database.read(lambda connection: vector_stores.require_stores(connection, tenant_id, store_ids))
         with metrics.stage("embed"):
-            vectors = (await self._embedder.embed(queries)).vectors
+            vectors = await self._embedder.embed(tenant_id, queries)
         with metrics.stage("retrieve"):
             hits = await self._hits(tenant_id, queries, vectors, retrieval)
             # Read after the query, so that a version that went live meanwhile is judged by what holds now.

@@ -73,7 +73,7 @@ class ShardRunner:
             line = output_line(batch_id, item.position, item.custom_id, await self._answered(item, job.tenant_id))
             succeeded = True
         except PlatformError as error:
-            if isinstance(error, RetryableError) and not job.is_last_try:
+            if isinstance(error, RetryableError) and not job.is_last_error(error):
                 raise
             line = error_line(batch_id, item.position, item.custom_id, error)
             succeeded = False

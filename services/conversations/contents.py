@@ -1,14 +1,19 @@
 """From what clients know to what is stored, and back."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
-from sqlalchemy import Row
-
-from libs.common.contracts.chat import JsonObject
+from libs.common.contracts.chat import JsonObject, Shape
 from services.conversations.encryption import DataKey, DataKeys
+from services.conversations.item_store import SealedItem
 from services.conversations.response_store import StoredResponse
-from services.conversations.store import SealedItem
+from services.conversations.store import Conversation
+
+# What is only shown to a client that asks for it: the name it asks by, the type of item and the field.
+_ON_REQUEST: Final[Mapping[str, tuple[str, str]]] = {
+    "file_search_call.results": ("file_search_call", "results"),
+    "reasoning.encrypted_content": ("reasoning", "encrypted_content"),
+}
 
 
 def sealed_metadata(key: DataKey, conversation_id: str, metadata: dict[str, str]) -> bytes:
@@ -16,15 +21,23 @@ def sealed_metadata(key: DataKey, conversation_id: str, metadata: dict[str, str]
     return key.seal(metadata, conversation_id, "metadata")
 
 
-def conversation_body(keys: DataKeys, row: Row[Any]) -> JsonObject:
+def conversation_body(keys: DataKeys, row: Conversation) -> JsonObject:
     """A conversation as the client knows it.
 
     Raises:
         PermanentError: DECRYPT_FAILED.
     """
     key = keys.unwrap(row.tenant_id, row.id, row.wrapped_key)
-    metadata = key.open(row.sealed_metadata, row.id, "metadata")
-    return {"id": row.id, "object": "conversation", "created_at": int(row.created_at), "metadata": metadata}
+    own_seconds = row.expires_after_seconds
+    return {
+        "id": row.id,
+        "object": "conversation",
+        "created_at": int(row.created_at),
+        "metadata": key.open(row.sealed_metadata, row.id, "metadata"),
+        "last_active_at": int(row.last_active_at),
+        "expires_after": None if own_seconds is None else {"anchor": "last_active_at", "seconds": int(own_seconds)},
+        "expires_at": None if row.expires_at is None else int(row.expires_at),
+    }
 
 
 def sealed_items(key: DataKey, items: Sequence[JsonObject]) -> list[SealedItem]:
@@ -42,20 +55,60 @@ def opened_item(key: DataKey, item: SealedItem) -> JsonObject:
     return opened
 
 
+def shown_item(item: JsonObject, include: Collection[str]) -> JsonObject:
+    """An item without what its reader did not ask for by `include`."""
+    hidden = {field for name, (kind, field) in _ON_REQUEST.items() if item["type"] == kind and name not in include}
+    return {field: None if field in hidden else value for field, value in item.items()}
+
+
+def sealed_summary(key: DataKey, conversation_id: str, summary: str) -> bytes:
+    """A conversation's summary as it is stored."""
+    return key.seal(summary, conversation_id, "summary")
+
+
+def opened_summary(key: DataKey, conversation: Conversation) -> str | None:
+    """What a conversation was about before its `summary_position`; None if nothing was summarised yet.
+
+    Raises:
+        PermanentError: DECRYPT_FAILED.
+    """
+    if conversation.sealed_summary is None:
+        return None
+    summary: str = key.open(conversation.sealed_summary, conversation.id, "summary")
+    return summary
+
+
 def sealed_response(
-    keys: DataKeys, tenant_id: str, body: JsonObject, *, input_items: Sequence[JsonObject], conversation_id: str | None
+    keys: DataKeys,
+    tenant_id: str,
+    body: JsonObject,
+    *,
+    input_items: Sequence[JsonObject],
+    created_at: float,
+    conversation_id: str | None = None,
 ) -> StoredResponse:
-    """A response as it is stored, with what it was asked, under a key of its own."""
+    """A response or chat completion as it is stored, with what it was asked, under a key of its own."""
     response_id: str = body["id"]
     wrapped, key = keys.create(tenant_id, response_id)
     return StoredResponse(
         id=response_id,
+        shape=Shape(body["object"]),
         conversation_id=conversation_id,
         previous_response_id=body.get("previous_response_id"),
         wrapped_key=wrapped,
         sealed_body=key.seal(body, response_id, "body"),
         sealed_input=key.seal(input_items, response_id, "input"),
+        created_at=created_at,
     )
+
+
+def resealed_body(keys: DataKeys, tenant_id: str, response: StoredResponse, body: JsonObject) -> bytes:
+    """Another body of a stored response, under the same key.
+
+    Raises:
+        PermanentError: DECRYPT_FAILED.
+    """
+    return keys.unwrap(tenant_id, response.id, response.wrapped_key).seal(body, response.id, "body")
 
 
 def response_body(keys: DataKeys, tenant_id: str, response: StoredResponse) -> JsonObject:
@@ -70,7 +123,7 @@ def response_body(keys: DataKeys, tenant_id: str, response: StoredResponse) -> J
 
 
 def response_input(keys: DataKeys, tenant_id: str, response: StoredResponse) -> list[JsonObject]:
-    """The items that a response was asked, in order.
+    """The items that a response was asked, or the messages of a chat completion, in order.
 
     Raises:
         PermanentError: DECRYPT_FAILED.

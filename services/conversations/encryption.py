@@ -1,8 +1,10 @@
 """A key of its own for every conversation and stored response.
 
-The data key seals each field with AES-256-GCM; it is itself sealed ("wrapped") by the keyring's conversations key and
-stored beside what it protects. Deleting the wrapped key destroys the data. Associated data bind each ciphertext to its
-tenant, owner, item and field, so that none can be moved elsewhere. Layout of a sealed field::
+The data key seals each field with AES-256-GCM; it is itself sealed ("wrapped") under the keyring, or by what takes its
+place, and stored beside what it protects. Deleting the wrapped key destroys the data. Associated data bind each
+ciphertext to its tenant, owner, item and field, so that none can be moved elsewhere.
+
+Layout of a sealed field::
 
     version 1 B | nonce 12 B | ciphertext and tag 16 B
 """
@@ -18,9 +20,8 @@ import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from libs.common import keys
 from libs.common.errors import ErrorCode, PermanentError
-from libs.common.keyring import Keyring
+from services.conversations.wrapping import KeyWrapper
 
 _VERSION: Final = b"\x01"
 _NONCE_BYTES: Final = 12
@@ -67,8 +68,8 @@ class DataKeys:
         clock: seconds that only grow.
     """
 
-    def __init__(self, keyring: Keyring, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._sealer = keyring.sealer(keys.CONVERSATIONS_PURPOSE)
+    def __init__(self, wrapper: KeyWrapper, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._wrapper = wrapper
         self._clock = clock
         self._lock = threading.Lock()
         # The owner is part of what is looked up: a wrapped key that was moved must be refused here as well.
@@ -81,7 +82,7 @@ class DataKeys:
             (the wrapped key to store, the key to use).
         """
         key = AESGCM.generate_key(256)
-        return self._sealer.seal(key, tenant_id, owner_id), DataKey(tenant_id, owner_id, key)
+        return self._wrapper.wrap(key, tenant_id, owner_id), DataKey(tenant_id, owner_id, key)
 
     def unwrap(self, tenant_id: str, owner_id: str, wrapped: bytes) -> DataKey:
         """The key behind a stored one.
@@ -94,12 +95,22 @@ class DataKeys:
             self._drop_old()
             if place in self._cache:
                 return self._cache[place][0]
-        key = DataKey(tenant_id, owner_id, self._sealer.open(wrapped, tenant_id, owner_id))
+        key = DataKey(tenant_id, owner_id, self._wrapper.unwrap(wrapped, tenant_id, owner_id))
         with self._lock:
             self._cache[place] = key, self._clock() + _CACHED_SECONDS
             if len(self._cache) > _CACHED_KEYS:
                 self._cache.popitem(last=False)
         return key
+
+    def rewrap(self, tenant_id: str, owner_id: str, wrapped: bytes) -> bytes | None:
+        """The same key wrapped as it would be today; None if that makes no difference.
+
+        Raises:
+            PermanentError: DECRYPT_FAILED.
+        """
+        if self._wrapper.is_current(wrapped):
+            return None
+        return self._wrapper.wrap(self._wrapper.unwrap(wrapped, tenant_id, owner_id), tenant_id, owner_id)
 
     def _drop_old(self) -> None:
         # All live equally long, so the oldest entry is the first to go.

@@ -1,55 +1,53 @@
 """The conversations service: the only one that can read conversations and stored responses.
 
 Run by `python -m services.conversations.main`. Consumes the queue `conversations`; opened turns go on to chat, which
-hands the finished answer back to be committed. Needs the database and the broker.
+hands the finished answer back to be committed. Jobs destroy what has expired, keep summaries, and wrap keys anew.
+Needs the database and the broker.
 """
 
 import asyncio
 
-from libs.common.contracts import conversations as contract
-from libs.common.contracts.background import CLOSE_BACKGROUND, OPEN_BACKGROUND
+from libs.common.configuration import configured
 from libs.common.contracts.base import Queue
+from libs.common.contracts.conversations import CLEAN_EXPIRED, REWRAP_KEYS
 from libs.common.records.database import Database
 from libs.common.tasks.worker import Worker
-from services.conversations.background import BackgroundTurns
-from services.conversations.commands import Commands
 from services.conversations.encryption import DataKeys
+from services.conversations.handlers import register_commands, register_turns
+from services.conversations.retention import Retention
+from services.conversations.rotation import Rotation
 from services.conversations.settings import ConversationsSettings
-from services.conversations.turns import Turns
+from services.conversations.wrapping import load_key_wrapper
 
 
 def create_worker(settings: ConversationsSettings) -> Worker:
     """The service with its handlers, ready to run."""
     database = Database(settings.database_url)
+
+    async def startup() -> None:
+        await retention.start()
+
+    async def shutdown() -> None:
+        await retention.stop()
+        await asyncio.to_thread(database.close)
+
     worker = Worker(
         settings,
         [Queue.CONVERSATIONS],
         submits=[Queue.CHAT_JOBS],
         database=database,
-        shutdown=lambda: asyncio.to_thread(database.close),
+        startup=startup,
+        shutdown=shutdown,
     )
-    data_keys = DataKeys(worker.keyring)
-    turns = Turns(database, data_keys, settings)
-    commands = Commands(database, data_keys)
-    background = BackgroundTurns(turns, worker)
-    worker.performs(OPEN_BACKGROUND, background.open)
-    worker.performs(CLOSE_BACKGROUND, background.close)
-    worker.handles(contract.OPEN_TURN, turns.open)
-    worker.handles(contract.CLOSE_TURN, turns.close)
-    worker.handles(contract.ABANDON_TURN, turns.abandon)
-    worker.handles(contract.CREATE_CONVERSATION, commands.create)
-    worker.handles(contract.RETRIEVE_CONVERSATION, commands.retrieve)
-    worker.handles(contract.UPDATE_CONVERSATION, commands.update)
-    worker.handles(contract.DELETE_CONVERSATION, commands.delete)
-    worker.handles(contract.CREATE_ITEMS, commands.create_items)
-    worker.handles(contract.LIST_ITEMS, commands.list_items)
-    worker.handles(contract.RETRIEVE_ITEM, commands.retrieve_item)
-    worker.handles(contract.DELETE_ITEM, commands.delete_item)
-    worker.handles(contract.RETRIEVE_RESPONSE, commands.retrieve_response)
-    worker.handles(contract.DELETE_RESPONSE, commands.delete_response)
-    worker.handles(contract.LIST_INPUT_ITEMS, commands.list_input_items)
+    interval_seconds = settings.clean_interval_seconds
+    retention = Retention(database, worker.messages, every_seconds=interval_seconds, holder=worker.name)
+    data_keys = DataKeys(load_key_wrapper(settings.key_wrapper, worker.keyring))
+    register_turns(worker, database, data_keys, settings)
+    register_commands(worker, database, data_keys)
+    worker.performs(CLEAN_EXPIRED, retention.clean)
+    worker.performs(REWRAP_KEYS, Rotation(database, data_keys, worker.keyring).rewrap)
     return worker
 
 
 if __name__ == "__main__":
-    create_worker(ConversationsSettings()).run()
+    configured(ConversationsSettings, create_worker).run()

@@ -1,61 +1,104 @@
-"""Queries on stored responses; every one names the tenant. Nothing here can read content."""
+"""Queries on stored answers; every one names the tenant. Nothing here can read content.
 
-from dataclasses import asdict, dataclass
+Stored chat completions are rows of another shape among the responses, and neither is found as the other. An answer
+whose time is over is not found any more, even before its key is destroyed. One of a conversation goes with that
+conversation instead.
+"""
 
-from sqlalchemy import Connection, delete, select
+from dataclasses import asdict, dataclass, fields
+from typing import Final
 
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, or_, select, tuple_, update
+
+from libs.common.contracts.chat import Shape
 from libs.common.errors import PermanentError, not_found
-from libs.common.records.tables import responses
+from libs.common.records.database import epoch_now
+from libs.common.records.paging import Page, PageQuery, read_page
+from libs.common.records.tables import responses, tenants
 from services.conversations.store import inserting
+
+_NOUNS: Final = {Shape.RESPONSE: "response", Shape.CHAT: "chat completion"}
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response as stored."""
+    """A response or chat completion as stored."""
 
     id: str
+    shape: Shape
     conversation_id: str | None
     previous_response_id: str | None
     wrapped_key: bytes
     sealed_body: bytes
     sealed_input: bytes
+    created_at: float
 
 
-def insert(connection: Connection, tenant_id: str, response: StoredResponse, *, created_at: float) -> bool:
-    """Record a response; False, and nothing is written, if there is one of this id: a repeated message."""
-    row = {**asdict(response), "tenant_id": tenant_id, "created_at": created_at}
-    inserted = connection.execute(inserting(connection, responses, "id").returning(responses.c.id), row)
-    return inserted.one_or_none() is not None
-
-
-def find(connection: Connection, tenant_id: str, response_id: str) -> StoredResponse | None:
-    """One stored response, if the tenant has it."""
-    row = connection.execute(
-        select(responses).where(responses.c.id == response_id, responses.c.tenant_id == tenant_id)
-    ).one_or_none()
-    if row is None:
-        return None
-    return StoredResponse(
-        row.id,
-        row.conversation_id,
-        row.previous_response_id,
-        row.wrapped_key,
-        row.sealed_body,
-        row.sealed_input,
+def insert(connection: Connection, tenant_id: str, response: StoredResponse) -> bool:
+    """Record an answer; False, and nothing is written, if there is one of this id: a repeated message."""
+    kept_seconds = select(tenants.c.retention_seconds).where(tenants.c.id == tenant_id).scalar_subquery()
+    insert = inserting(connection, responses, "id").values(
+        **asdict(response),
+        tenant_id=tenant_id,
+        expires_at=None if response.conversation_id else epoch_now() + kept_seconds,
     )
+    return connection.execute(insert.returning(responses.c.id)).one_or_none() is not None
 
 
-def get(connection: Connection, tenant_id: str, response_id: str, *, param: str | None = None) -> StoredResponse:
-    """One stored response.
+def find(
+    connection: Connection, tenant_id: str, response_id: str, shape: Shape = Shape.RESPONSE, *, lock: bool = False
+) -> StoredResponse | None:
+    """One stored answer, if the tenant has it; held until the transaction ends if asked for."""
+    query = select(responses).where(_is(tenant_id, response_id, shape))
+    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    return None if row is None else _stored(row)
+
+
+def get(
+    connection: Connection,
+    tenant_id: str,
+    response_id: str,
+    shape: Shape = Shape.RESPONSE,
+    *,
+    lock: bool = False,
+    param: str | None = None,
+) -> StoredResponse:
+    """One stored answer.
 
     Raises:
-        PermanentError: NOT_FOUND, for a missing response and a foreign one alike.
+        PermanentError: NOT_FOUND, for a missing answer, a foreign one and one of another shape alike.
     """
-    response = find(connection, tenant_id, response_id)
+    response = find(connection, tenant_id, response_id, shape, lock=lock)
     if response is None:
-        error = not_found("response", response_id)
+        error = not_found(_NOUNS[shape], response_id)
         raise PermanentError(error.code, error.message, param=param)
     return response
+
+
+def page(
+    connection: Connection, tenant_id: str, shape: Shape, query: PageQuery, *, behind: StoredResponse | None = None
+) -> Page[StoredResponse]:
+    """One page of a tenant's stored answers of one shape, by time of creation.
+
+    Args:
+        behind: where an earlier page ended; it may be gone meanwhile.
+
+    Raises:
+        PermanentError: INVALID_CURSOR.
+    """
+    keys = (responses.c.created_at, responses.c.id)
+    filters = [_unexpired()]
+    if behind is not None:
+        last = tuple_(behind.created_at, behind.id)
+        filters.append(tuple_(*keys) > last if query.order == "asc" else tuple_(*keys) < last)
+    scope = [responses.c.tenant_id == tenant_id, responses.c.shape == shape]
+    return read_page(connection, select(responses), keys, query, scope=scope, filters=filters).of(_stored)
+
+
+def replace_body(connection: Connection, tenant_id: str, response: StoredResponse, sealed_body: bytes) -> None:
+    """Write another body of a stored answer."""
+    mine = _is(tenant_id, response.id, response.shape)
+    connection.execute(update(responses).where(mine).values(sealed_body=sealed_body))
 
 
 def chain(connection: Connection, tenant_id: str, response_id: str, *, limit: int) -> list[StoredResponse]:
@@ -73,11 +116,25 @@ def chain(connection: Connection, tenant_id: str, response_id: str, *, limit: in
     return list(found.values())
 
 
-def remove(connection: Connection, tenant_id: str, response_id: str) -> None:
-    """Destroy a stored response's key.
+def remove(connection: Connection, tenant_id: str, response_id: str, shape: Shape = Shape.RESPONSE) -> None:
+    """Destroy a stored answer's key.
 
     Raises:
         PermanentError: NOT_FOUND.
     """
-    get(connection, tenant_id, response_id)
-    connection.execute(delete(responses).where(responses.c.id == response_id, responses.c.tenant_id == tenant_id))
+    get(connection, tenant_id, response_id, shape)
+    connection.execute(delete(responses).where(_is(tenant_id, response_id, shape)))
+
+
+def _stored(row: RowMapping) -> StoredResponse:
+    columns = {field.name: row[field.name] for field in fields(StoredResponse)}
+    return StoredResponse(**columns | {"shape": Shape(row["shape"])})
+
+
+def _unexpired() -> ColumnElement[bool]:
+    return or_(responses.c.expires_at.is_(None), responses.c.expires_at > epoch_now())
+
+
+def _is(tenant_id: str, response_id: str, shape: Shape) -> ColumnElement[bool]:
+    mine = and_(responses.c.id == response_id, responses.c.tenant_id == tenant_id)
+    return and_(mine, responses.c.shape == shape, _unexpired())

@@ -1,37 +1,66 @@
 """Turns: history before the answer, the answer into the conversation after it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from libs.common.contracts.base import Empty
-from libs.common.contracts.chat import ANSWER, Answer, AnswerRequest, ChatMessage, JsonObject, Turn
+from libs.common.contracts.chat import ANSWER, Answer, AnswerRequest, ChatMessage, JsonObject, Shape, Turn
+from libs.common.contracts.completion_chunks import last_chunks
 from libs.common.contracts.conversations import AbandonTurn, CloseTurn, OpenTurn
-from libs.common.contracts.items import messages_of
-from libs.common.errors import ErrorCode, RetryableError
+from libs.common.contracts.stored_completions import stored_messages
+from libs.common.errors import ErrorCode, PlatformError, RetryableError
+from libs.common.logs import get_logger
 from libs.common.records.database import Database
-from libs.common.records.paging import PageQuery
-from libs.common.tasks.replies import Reply, sse_block
-from services.conversations import response_store, store
-from services.conversations.contents import opened_item, response_body, response_input, sealed_items, sealed_response
+from libs.common.tasks.replies import DONE_BLOCK, Reply, sse_block
+from services.conversations import item_store, response_store, store
+from services.conversations.contents import (
+    opened_item,
+    opened_summary,
+    response_body,
+    response_input,
+    sealed_items,
+    sealed_response,
+)
 from services.conversations.encryption import DataKeys
-from services.conversations.history import recent_turns
+from services.conversations.history import PastTurn, estimate_tokens, past_turns, recent_turns, summary_message
+from services.conversations.item_store import SealedItem
 from services.conversations.settings import ConversationsSettings
-from services.conversations.store import SealedItem
+from services.conversations.store import Conversation
+from services.conversations.summaries import Summaries
 
+_log = get_logger(__name__)
 # More than the budget of tokens lets through; they only bound what is read.
-_NEWEST_ITEMS: Final = PageQuery(limit=400, order="desc")
+MAX_ITEMS: Final = 400
 _MAX_CHAIN: Final = 100
 # A background answer may wait behind people and be made again after a death.
 _BACKGROUND_TURN_SECONDS: Final = 3600.0
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A question with its history.
+
+    Args:
+        summarise_to: the position before which the conversation is too long to be told in full, if it is.
+    """
+
+    question: AnswerRequest
+    summarise_to: int | None = None
+
+
 class Turns:
     """Opens, closes and abandons turns."""
 
-    def __init__(self, database: Database, data_keys: DataKeys, settings: ConversationsSettings) -> None:
+    def __init__(
+        self, database: Database, data_keys: DataKeys, summaries: Summaries, settings: ConversationsSettings
+    ) -> None:
         self._database = database
         self._keys = data_keys
+        self._summaries = summaries
         self._settings = settings
 
     async def open(self, request: OpenTurn, reply: Reply[Answer]) -> None:
@@ -45,17 +74,30 @@ class Turns:
         """
         question = request.answer
         answered = await self._database.read(
-            lambda connection: self._stored_body(connection, reply.tenant_id, question.id)
+            lambda connection: self._stored_body(connection, reply.tenant_id, question)
         )
         if answered is not None:
-            await _end(reply, answered, stream=question.stream, sequence=0)
+            await _end(reply, answered, question, sequence=0)
             return
         try:
-            await reply.pass_on(ANSWER, await self.with_history_of(request, reply.tenant_id))
+            opened = await self.with_history_of(request, reply.tenant_id)
+            await reply.pass_on(ANSWER, opened.question)
         except BaseException:
             # Nobody will answer, so the conversation must not wait for the turn to expire.
             await self._free(request.conversation_id, question.id, reply.tenant_id)
             raise
+        await self.summarise(request, opened, reply.tenant_id)
+
+    async def summarise(self, request: OpenTurn, opened: Opened, tenant_id: str) -> None:
+        """Have what was left out of a question's history summarised for later turns, or leave it to one of them."""
+        if request.conversation_id is None or opened.summarise_to is None:
+            return
+        model = request.answer.model
+        try:
+            await self._summaries.begin(tenant_id, request.conversation_id, model=model, before=opened.summarise_to)
+        except (PlatformError, SQLAlchemyError) as error:
+            # The question is on its way, and must not fail for this.
+            _log.warning("no summary was begun", error=type(error).__name__)
 
     async def _free(self, conversation_id: str | None, holder: str, tenant_id: str) -> None:
         if conversation_id is not None:
@@ -71,7 +113,7 @@ class Turns:
             RetryableError: CONVERSATION_LOCKED when the turn was lost to another request; nothing was written.
         """
         body = await self._database.write(lambda connection: self.commit(connection, reply.tenant_id, request))
-        await _end(reply, body, stream=request.request.stream, sequence=request.next_sequence)
+        await _end(reply, body, request.request, sequence=request.next_sequence)
 
     async def abandon(self, request: AbandonTurn, reply: Reply[Empty]) -> None:
         """End a turn whose answer failed."""
@@ -80,7 +122,7 @@ class Turns:
         )
         await reply.done(Empty())
 
-    async def with_history_of(self, request: OpenTurn, tenant_id: str) -> AnswerRequest:
+    async def with_history_of(self, request: OpenTurn, tenant_id: str) -> Opened:
         """The question with its history in front, and with the turn's token where there is a conversation.
 
         Raises:
@@ -89,25 +131,38 @@ class Turns:
         """
         if request.conversation_id is not None:
             return await self._in_conversation(request.answer, request.conversation_id, tenant_id)
-        history = await self._history_of_chain(tenant_id, request.previous_response_id or "")
-        return self._with_history(request.answer, history)
+        past = past_turns(enumerate(await self.items_of_chain(tenant_id, request.previous_response_id or "")))
+        return Opened(_with_history(request.answer, (), recent_turns(past, self._settings.history_tokens)))
 
-    async def _in_conversation(self, question: AnswerRequest, conversation_id: str, tenant_id: str) -> AnswerRequest:
+    async def _in_conversation(self, question: AnswerRequest, conversation_id: str, tenant_id: str) -> Opened:
         background = bool(question.echo.get("background"))
         seconds = _BACKGROUND_TURN_SECONDS if background else self._settings.turn_seconds
 
-        def take(connection: Connection) -> tuple[int, bytes, list[SealedItem]]:
-            token = store.take_turn(connection, tenant_id, conversation_id, question.id, seconds=seconds)
-            wrapped: bytes = store.get(connection, tenant_id, conversation_id).wrapped_key
-            return token, wrapped, store.page(connection, tenant_id, conversation_id, _NEWEST_ITEMS).items
+        def take(connection: Connection) -> tuple[Conversation, list[SealedItem]]:
+            taken = store.take_turn(connection, tenant_id, conversation_id, question.id, seconds=seconds)
+            first = taken.summary_position
+            return taken, item_store.newest(connection, tenant_id, conversation_id, first=first, limit=MAX_ITEMS)
 
-        token, wrapped, newest_first = await self._database.write(take)
-        key = self._keys.unwrap(tenant_id, conversation_id, wrapped)
-        history = messages_of(opened_item(key, item) for item in reversed(newest_first))
-        turn = (question.turn or Turn(conversation_id=conversation_id)).model_copy(update={"token": token})
-        return self._with_history(question.model_copy(update={"turn": turn}), history)
+        taken, items = await self._database.write(take)
+        key = self._keys.unwrap(tenant_id, conversation_id, taken.wrapped_key)
+        summary = opened_summary(key, taken)
+        told = (summary_message(summary),) if summary else ()
+        past = past_turns((item.position, opened_item(key, item)) for item in items)
+        budget_tokens = self._settings.history_tokens - sum(map(estimate_tokens, told))
+        kept = recent_turns(past, budget_tokens)
+        turn = (question.turn or Turn(conversation_id=conversation_id)).model_copy(update={"token": taken.turn_token})
+        continued = _with_history(question.model_copy(update={"turn": turn}), told, kept)
+        if len(kept) == len(past):
+            return Opened(continued)
+        # Half of the budget is left free, so that not every turn from now on needs another summary.
+        return Opened(continued, summarise_to=recent_turns(past, budget_tokens // 2)[0].position)
 
-    async def _history_of_chain(self, tenant_id: str, response_id: str) -> tuple[ChatMessage, ...]:
+    async def items_of_chain(self, tenant_id: str, response_id: str) -> list[JsonObject]:
+        """What a stored response and those before it were asked and answered, oldest first.
+
+        Raises:
+            PermanentError: NOT_FOUND, DECRYPT_FAILED.
+        """
         chain = await self._database.read(
             lambda connection: response_store.chain(connection, tenant_id, response_id, limit=_MAX_CHAIN)
         )
@@ -115,35 +170,43 @@ class Turns:
         for response in reversed(chain):
             items += response_input(self._keys, tenant_id, response)
             items += response_body(self._keys, tenant_id, response)["output"]
-        return messages_of(items)
-
-    def _with_history(self, question: AnswerRequest, history: tuple[ChatMessage, ...]) -> AnswerRequest:
-        kept = recent_turns(history, self._settings.history_tokens)
-        return question.model_copy(update={"messages": after_instructions(question.messages, kept)})
+        return items
 
     def commit(self, connection: Connection, tenant_id: str, request: CloseTurn) -> JsonObject:
         """Write everything or nothing; the answer that is stored, which is an earlier one if the message is a copy."""
-        turn, body = request.request.turn or Turn(), request.response
+        question, body = request.request, request.response
+        turn = question.turn or Turn()
         conversation_id = turn.conversation_id
         # The conversation before the response: its deletion takes the same order.
         held = conversation_id is None or store.free_turn(connection, tenant_id, conversation_id, turn.token)
         response = sealed_response(
-            self._keys, tenant_id, body, input_items=turn.input_items, conversation_id=conversation_id
+            self._keys,
+            tenant_id,
+            body,
+            input_items=_asked(question, turn),
+            created_at=question.created_at,
+            conversation_id=conversation_id,
         )
-        if not response_store.insert(connection, tenant_id, response, created_at=request.request.created_at):
-            return response_body(self._keys, tenant_id, response_store.get(connection, tenant_id, response.id))
+        if not response_store.insert(connection, tenant_id, response):
+            earlier = response_store.get(connection, tenant_id, response.id, response.shape)
+            return response_body(self._keys, tenant_id, earlier)
         if conversation_id is not None:
             row = store.get(connection, tenant_id, conversation_id)
             if not held:
                 raise _turn_was_lost()
             key = self._keys.unwrap(tenant_id, conversation_id, row.wrapped_key)
             new = sealed_items(key, [*turn.input_items, *body["output"]])
-            store.append(connection, tenant_id, conversation_id, new)
+            item_store.append(connection, tenant_id, conversation_id, new)
         return body
 
-    def _stored_body(self, connection: Connection, tenant_id: str, response_id: str) -> JsonObject | None:
-        response = response_store.find(connection, tenant_id, response_id)
+    def _stored_body(self, connection: Connection, tenant_id: str, question: AnswerRequest) -> JsonObject | None:
+        response = response_store.find(connection, tenant_id, question.id, question.shape)
         return None if response is None else response_body(self._keys, tenant_id, response)
+
+
+def _with_history(question: AnswerRequest, told: tuple[ChatMessage, ...], kept: Sequence[PastTurn]) -> AnswerRequest:
+    history = (*told, *(message for turn in kept for message in turn.messages))
+    return question.model_copy(update={"messages": after_instructions(question.messages, history)})
 
 
 def after_instructions(messages: tuple[ChatMessage, ...], history: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
@@ -159,11 +222,23 @@ def final_event(body: JsonObject, sequence: int) -> bytes:
     return sse_block({"type": name, "sequence_number": sequence, "response": body}, name=name)
 
 
-async def _end(reply: Reply[Answer], body: JsonObject, *, stream: bool, sequence: int) -> None:
-    if stream:
+async def _end(reply: Reply[Answer], body: JsonObject, question: AnswerRequest, *, sequence: int) -> None:
+    if question.stream:
         reply.continue_at(sequence)
-        reply.event(final_event(body, sequence))
+        for block in _last_blocks(body, question, sequence):
+            reply.event(block)
     await reply.done(Answer(body=body))
+
+
+def _last_blocks(body: JsonObject, question: AnswerRequest, sequence: int) -> list[bytes]:
+    if question.shape is Shape.RESPONSE:
+        return [final_event(body, sequence)]
+    return [*map(sse_block, last_chunks(body, include_usage=question.include_usage)), DONE_BLOCK]
+
+
+def _asked(question: AnswerRequest, turn: Turn) -> Sequence[JsonObject]:
+    """What is kept of the question: the items of a response, the messages of a chat completion."""
+    return turn.input_items if question.shape is Shape.RESPONSE else stored_messages(question.id, question.messages)
 
 
 def _turn_was_lost() -> RetryableError:

@@ -98,10 +98,13 @@ async def events(gateway: Gateway, tenant_id: str, response_id: str, *, after: i
             return job.state not in ledger.TERMINAL
         return await gateway.events.is_being_made(tenant_id, response_id)
 
-    ended = False
-    async for block in gateway.events.read(tenant_id, response_id, after=after, goes_on=goes_on):
+    ended, seen = False, after >= 0
+    # From the event that the reader has on, because it may have been the last.
+    async for block in gateway.events.read(tenant_id, response_id, after=after - seen, goes_on=goes_on):
         ended = block.startswith(_LAST_EVENTS)
-        yield block
+        if not seen:
+            yield block
+        seen = False
     if not ended:
         job = await newest_job()
         message = (job.error_message if job is not None else None) or "The stream ended early. Fetch the response."

@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import Connection, insert, select
 
 from libs.common import keys
+from libs.common.configuration import plain_exit
 from libs.common.keyring import load_keyring
 from libs.common.records.database import Database, epoch_now
 from libs.common.records.tables import api_keys, tenants
@@ -71,7 +72,9 @@ def main() -> None:
     """Bootstrap the database of DATABASE_URL."""
     parser = argparse.ArgumentParser(description="Create the first tenant and its API key.")
     parser.add_argument("--key-file", type=Path, required=True)
-    bootstrap(GatewaySettings(), parser.parse_args().key_file)
+    options = parser.parse_args()
+    with plain_exit("bootstrap"):
+        bootstrap(GatewaySettings(), options.key_file)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@ from fastapi import Depends, Request
 
 from libs.common import health, keys
 from libs.common.blobs import BlobStore
+from libs.common.cache.store import Cache
 from libs.common.contracts.base import Queue
 from libs.common.errors import ErrorCode, RetryableError
 from libs.common.keyring import Keyring, load_keyring
+from libs.common.keyring_watch import KeyringWatch
 from libs.common.logs import bind_context, get_logger
 from libs.common.records.database import Database
+from libs.common.starting import KeyringFit
 from libs.common.tasks.broker import BrokerClock, BrokerConnection
 from libs.common.tasks.caller import Caller
 from libs.common.tasks.dispatcher import Dispatcher
@@ -28,6 +31,11 @@ from services.gateway.upkeep import Upkeep
 _log = get_logger(__name__)
 # Without a queue to fill, QUEUE_FULL says that the broker's memory is full.
 _BROKER_CODES = frozenset({ErrorCode.QUEUE_UNAVAILABLE, ErrorCode.QUEUE_FULL, ErrorCode.STORAGE_FULL})
+# What its part of the keyring must serve.
+PURPOSES = (
+    *(keys.API_KEYS_PURPOSE, keys.CACHE_PURPOSE, keys.FILES_PURPOSE, keys.IDEMPOTENCY_PURPOSE, keys.REPLIES_PURPOSE),
+    *map(keys.queue_purpose, Queue),
+)
 JOB_QUEUES = (Queue.INGEST, Queue.BATCH, Queue.CHAT_JOBS, Queue.CONVERSATIONS)
 
 
@@ -37,8 +45,11 @@ class Gateway:
 
     settings: GatewaySettings
     keyring: Keyring
+    keyring_watch: KeyringWatch
+    keyring_fit: KeyringFit
     database: Database
     blobs: BlobStore
+    cache: Cache
     messages: MessageSealer
     broker: BrokerConnection
     clock: BrokerClock
@@ -69,8 +80,11 @@ class Gateway:
         return cls(
             settings=settings,
             keyring=keyring,
+            keyring_watch=KeyringWatch(keyring, None if settings.keyring else settings.keyring_file),
+            keyring_fit=KeyringFit(database, keyring),
             database=database,
             blobs=BlobStore.open(settings.blobs_url, keyring.segment_sealer(keys.FILES_PURPOSE)),
+            cache=Cache(settings, keyring),
             messages=messages,
             broker=broker,
             clock=clock,
@@ -86,33 +100,41 @@ class Gateway:
                 hub,
                 consumerless_seconds=settings.consumerless_seconds,
             ),
-            dispatcher=Dispatcher(database, publisher, messages, clock, settings, queues=JOB_QUEUES, holder=process_id),
+            dispatcher=Dispatcher(
+                database, publisher, consumers, messages, clock, settings, queues=JOB_QUEUES, holder=process_id
+            ),
             events=EventLog(broker, keyring),
             authenticator=Authenticator(database, keyring),
             readiness=health.Readiness(),
-            upkeep=Upkeep(database, holder=process_id),
+            upkeep=Upkeep(database, messages, holder=process_id),
         )
 
     async def start(self) -> None:
-        """Begin to listen for replies and to dispatch jobs."""
+        """Begin to listen for replies and, once the keyring fits, to dispatch jobs."""
+        self.keyring_watch.start()
         self.clock.start()
         self.hub.start()
+        # What another keyring seals, the workers would refuse.
+        await self.keyring_fit.wait()
         self.dispatcher.start()
         self.upkeep.start()
 
     async def stop(self) -> None:
         """Close what `connect` and `start` opened."""
+        await asyncio.to_thread(self.keyring_watch.stop)
         await self.upkeep.stop()
         await self.dispatcher.stop()
         await self.clock.stop()
         await self.hub.close()
         await self.broker.close()
+        await self.cache.aclose()
         await asyncio.to_thread(self.database.close)
         # obstore's runtime thread may abort a process that ends within milliseconds of its last operation.
         await asyncio.sleep(0.05)
 
 
-def get_gateway(request: Request) -> Gateway:
+# A coroutine though it awaits nothing: FastAPI runs plain functions on a thread, which costs more than they do.
+async def get_gateway(request: Request) -> Gateway:
     """The process's adapters."""
     gateway: Gateway = request.app.state.gateway
     return gateway
@@ -123,7 +145,9 @@ async def get_principal(request: Request, gateway: Annotated[Gateway, Depends(ge
 
     Raises:
         PermanentError: MISSING_API_KEY or INVALID_API_KEY.
+        RetryableError: STORAGE_UNAVAILABLE, also while the keyring does not fit: then every key would be unknown.
     """
+    await gateway.keyring_fit.require()
     headers = [value for name, value in request.scope["headers"] if name == b"authorization"]
     principal = await gateway.authenticator.authenticate(headers)
     bind_context(tenant_id=principal.tenant_id, key_id=principal.key_id)

@@ -79,7 +79,7 @@ class IdempotentRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             if unkeyed is Unkeyed.NOTHING and "idempotency-key" not in request.headers:
                 return await handle(request)
-            gateway = get_gateway(request)
+            gateway = await get_gateway(request)
             principal = await get_principal(request, gateway)
             body = await request.body()
             streams = unkeyed is Unkeyed.REPLY and _asks_for_stream(body)

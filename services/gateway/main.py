@@ -11,9 +11,13 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from libs.common import logs, metrics, telemetry
+from libs.common import keys, logs, metrics, telemetry
+from libs.common.blobs import BlobStore
+from libs.common.configuration import configured
+from libs.common.keyring import load_keyring
 from services.gateway import errors
-from services.gateway.dependencies import Gateway
+from services.gateway.connections import ConnectionLimits, bounded_protocol
+from services.gateway.dependencies import PURPOSES, Gateway
 from services.gateway.middleware import RequestFrame
 from services.gateway.routes import ROUTERS
 from services.gateway.routes.health import register_checks
@@ -29,9 +33,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         gateway = Gateway.connect(settings)
         app.state.gateway = gateway
         register_checks(gateway)
-        await gateway.start()
+        starting = asyncio.create_task(gateway.start())
         yield
         gateway.readiness.draining = True
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
         await gateway.stop()
         # Here, because uvicorn ends the process by the signal that stopped it.
         await asyncio.to_thread(stop_telemetry)
@@ -44,9 +50,19 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     return app
 
 
+def _checked(settings: GatewaySettings) -> GatewaySettings:
+    """The same, after a look at keyring and blobs: uvicorn would tell of missing ones by a traceback."""
+    keyring = load_keyring(
+        text=settings.keyring.get_secret_value() if settings.keyring else None, file=settings.keyring_file
+    )
+    keyring.require(PURPOSES)
+    BlobStore.open(settings.blobs_url, keyring.segment_sealer(keys.FILES_PURPOSE))
+    return settings
+
+
 def main() -> None:
     """Serve until told to stop, then let open requests finish."""
-    settings = GatewaySettings()
+    settings = configured(GatewaySettings, _checked)
     logs.configure_logging(settings.service_name, settings.log_level)
     metrics.set_build_info(settings.service_name)
     uvicorn.run(
@@ -57,7 +73,9 @@ def main() -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=20,
-        limit_concurrency=4096,
+        timeout_keep_alive=settings.idle_seconds,
+        http=bounded_protocol(ConnectionLimits.of(settings)),
+        ws="none",
     )
 
 

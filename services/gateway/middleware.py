@@ -3,6 +3,7 @@
 Pure ASGI, because Starlette's function middleware breaks streaming and context variables.
 """
 
+import asyncio
 import time
 import uuid
 
@@ -17,6 +18,7 @@ from services.gateway.streams import ClientLeftError
 
 _access = logs.get_logger("access")
 _log = logs.get_logger(__name__)
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class RequestFrame:
@@ -30,6 +32,7 @@ class RequestFrame:
     def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
         self._app = app
         self._settings = settings
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,9 +54,11 @@ class RequestFrame:
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
         limit = None if _is_upload(scope) else self._settings.max_json_bytes
+        self._under_way += 1
         try:
             self._check_headers(scope)
-            await self._app(scope, _Bounded(receive, limit), exchange)
+            self._check_load(scope)
+            await self._app(scope, _Bounded(receive, limit, self._settings), exchange)
         except PlatformError as error:
             await exchange.fail(scope, receive, error)
         except ClientLeftError:
@@ -62,6 +67,13 @@ class RequestFrame:
             _log.error("unexpected error", exc_info=error)
             failure = RetryableError(ErrorCode.SERVER_ERROR, "The server failed on this request. Try again.")
             await exchange.fail(scope, receive, failure)
+        finally:
+            self._under_way -= 1
+
+    def _check_load(self, scope: Scope) -> None:
+        if self._under_way > self._settings.parallel_requests and scope["path"] not in _PROBES:
+            message = "The server has as many requests under way as it takes. Try again."
+            raise RetryableError(ErrorCode.TOO_MANY_STREAMS, message, retry_after_seconds=1)
 
     def _check_headers(self, scope: Scope) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > self._settings.max_header_bytes:
@@ -73,7 +85,7 @@ class RequestFrame:
         seconds = time.perf_counter() - exchange.started
         metrics.HTTP_REQUESTS.labels(route=route, method=scope["method"], status=exchange.status).inc()
         metrics.HTTP_SECONDS.labels(route=route, method=scope["method"]).observe(seconds)
-        if route not in ("/healthz", "/readyz", "/metrics"):
+        if route not in _PROBES:
             _access.info(
                 "request",
                 method=scope["method"],
@@ -112,24 +124,43 @@ class _Exchange:
 
 
 class _Bounded:
-    """Wraps `receive`: counts the body's bytes as they arrive, whatever Content-Length says."""
+    """Wraps `receive`: counts the body's bytes as they arrive, whatever Content-Length says, and how long they take."""
 
-    def __init__(self, receive: Receive, limit_bytes: int | None) -> None:
+    def __init__(self, receive: Receive, limit_bytes: int | None, settings: GatewaySettings) -> None:
         self._receive = receive
         self._limit_bytes = limit_bytes
+        self._settings = settings
         self._received_bytes = 0
+        self._waited_seconds = 0.0
+        self._complete = False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        # After the body comes nothing but the client's leaving, for which anybody may wait as long as he likes.
+        message = await (self._receive() if self._complete else self._receive_in_time())
+        self._complete = not message.get("more_body", False)
         self._received_bytes += len(message.get("body", b""))
         if self._limit_bytes is not None and self._received_bytes > self._limit_bytes:
             raise PermanentError(ErrorCode.BODY_TOO_LARGE, f"The body is larger than {self._limit_bytes} bytes.")
         return message
 
+    async def _receive_in_time(self) -> Message:
+        settings = self._settings
+        # Only what was waited for the client counts: what we did meanwhile is not its fault.
+        allowed_seconds = settings.body_seconds + self._received_bytes / settings.body_bytes_per_second
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(min(settings.body_seconds, allowed_seconds - self._waited_seconds)):
+                return await self._receive()
+        except TimeoutError:
+            raise RetryableError(ErrorCode.REQUEST_TIMEOUT, "The body arrives too slowly. Send it again.") from None
+        finally:
+            self._waited_seconds += time.monotonic() - began
+
 
 def _is_upload(scope: Scope) -> bool:
     path: str = scope["path"]
-    return scope["method"] == "POST" and (path == "/v1/files" or path.startswith("/v1/uploads"))
+    is_part = path.startswith("/v1/uploads/") and path.endswith("/parts")
+    return scope["method"] == "POST" and (path == "/v1/files" or is_part)
 
 
 def _traceparent(scope: Scope) -> str | None:

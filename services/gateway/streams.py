@@ -1,6 +1,7 @@
 """Interactive calls over HTTP: one reply or a stream, given up when the client leaves."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
@@ -29,6 +30,11 @@ ReplyT = TypeVar("ReplyT", bound=Message)
 BodyT = TypeVar("BodyT", Answer, Body)
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
+# Where an answer came from: hit, semantic or miss; absent where it may not be cached.
+CACHE_HEADER: Final = "x-docent-cache"
+_HEADER_VALUE: Final = re.compile(r"[!-~]{1,256}")
+EVENT_STREAM: Final = "text/event-stream"
+NO_BUFFERING: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 class ClientLeftError(Exception):
@@ -42,8 +48,7 @@ def json_response(body: Any, *, status: int = 200, headers: dict[str, str] | Non
 
 def event_stream(blocks: AsyncIterator[bytes], *, headers: dict[str, str] | None = None) -> Response:
     """A response of server-sent events that proxies neither store nor hold back."""
-    no_buffering = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(blocks, headers=no_buffering | (headers or {}), media_type="text/event-stream")
+    return StreamingResponse(blocks, headers=NO_BUFFERING | (headers or {}), media_type=EVENT_STREAM)
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -79,9 +84,17 @@ class Interactive:
     principal: Principal
 
     async def answer(
-        self, spec: TaskSpec[RequestT, ReplyT], message: RequestT, *, call_id: str | None = None
+        self,
+        spec: TaskSpec[RequestT, ReplyT],
+        message: RequestT,
+        *,
+        call_id: str | None = None,
+        admission: Admission | None = None,
     ) -> tuple[ReplyT, dict[str, str]]:
         """Make a call and wait for its reply.
+
+        Args:
+            admission: of a request that was counted before.
 
         Returns:
             The reply, and the headers that tell the client its limits.
@@ -90,21 +103,37 @@ class Interactive:
             PlatformError: the call failed.
             ClientLeftError: the client left first; the call was cancelled.
         """
-        call = self._call(spec, message, call_id, stream=False)
+        call = self._call(spec, message, call_id, stream=False, admission=admission)
 
         async def make() -> tuple[ReplyT, dict[str, str]]:
             async with self.gateway.caller.open(call) as open_call:
-                return await open_call.reply(), limit_headers(open_call.admission)
+                return await open_call.reply(), _headers(open_call)
 
         return await while_connected(self.request, make())
 
-    async def body(self, spec: TaskSpec[RequestT, BodyT], message: RequestT, *, call_id: str | None = None) -> Response:
+    async def body(
+        self,
+        spec: TaskSpec[RequestT, BodyT],
+        message: RequestT,
+        *,
+        call_id: str | None = None,
+        admission: Admission | None = None,
+    ) -> Response:
         """Make a call whose reply holds the whole body of the response."""
-        reply, headers = await self.answer(spec, message, call_id=call_id)
+        reply, headers = await self.answer(spec, message, call_id=call_id, admission=admission)
+        if isinstance(reply, Answer):
+            model = str(reply.body.get("model", ""))
+            headers |= author_headers(model, degraded=reply.body.get("degraded") is True)
         return json_response(reply.body, headers=headers)
 
     async def stream(
-        self, spec: TaskSpec[RequestT, ReplyT], message: RequestT, *, call_id: str, keep_events: bool = False
+        self,
+        spec: TaskSpec[RequestT, ReplyT],
+        message: RequestT,
+        *,
+        call_id: str,
+        keep_events: bool = False,
+        admission: Admission | None = None,
     ) -> Response:
         """Make a call and stream its events. Errors before the first event are plain HTTP errors.
 
@@ -112,7 +141,7 @@ class Interactive:
             PlatformError: the call failed before its first event.
             ClientLeftError: the client left before the first event; the call was cancelled.
         """
-        call = self._call(spec, message, call_id, stream=True, keep_events=keep_events)
+        call = self._call(spec, message, call_id, stream=True, keep_events=keep_events, admission=admission)
         stack = AsyncExitStack()
 
         async def begin() -> tuple[OpenCall[ReplyT], AsyncIterator[bytes], bytes | None]:
@@ -126,7 +155,8 @@ class Interactive:
             await stack.__aexit__(type(error), error, error.__traceback__)
             raise
         blocks = _blocks(stack, first, events, self.gateway.settings.keep_alive_seconds)
-        return event_stream(blocks, headers=limit_headers(open_call.admission))
+        author = author_headers(open_call.model, degraded=open_call.degraded)
+        return event_stream(blocks, headers=_headers(open_call) | author)
 
     def _call(
         self,
@@ -136,6 +166,7 @@ class Interactive:
         *,
         stream: bool,
         keep_events: bool = False,
+        admission: Admission | None = None,
     ) -> Call[RequestT, ReplyT]:
         return Call(
             spec,
@@ -145,10 +176,11 @@ class Interactive:
             self.gateway.settings.interactive_deadline_seconds,
             keep_events=keep_events,
             stream=stream,
+            admission=admission,
         )
 
 
-def get_interactive(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> Interactive:
+async def get_interactive(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> Interactive:
     """For routes whose work goes into a queue; they are admitted as they are pushed."""
     return Interactive(request, gateway, principal)
 
@@ -190,6 +222,17 @@ async def with_keep_alive(events: AsyncIterator[bytes], keep_alive_seconds: floa
     finally:
         upcoming.cancel()
         await asyncio.gather(upcoming, return_exceptions=True)
+
+
+def _headers(open_call: OpenCall[ReplyT]) -> dict[str, str]:
+    from_cache = {CACHE_HEADER: "semantic"} if open_call.from_cache else {}
+    return limit_headers(open_call.admission) | from_cache
+
+
+def author_headers(model: str, *, degraded: bool) -> dict[str, str]:
+    """Who answered: a model's name, unless it is unknown or cannot stand in a header; and whether no model did."""
+    named = {"x-docent-model": model} if _HEADER_VALUE.fullmatch(model) else {}
+    return named | ({"x-docent-degraded": "true"} if degraded else {})
 
 
 def limit_headers(admission: Admission | None) -> dict[str, str]:

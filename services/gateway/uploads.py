@@ -51,7 +51,7 @@ async def receive_file(request: Request, blobs: BlobStore, tenant_id: str, limit
     form = Form(request.headers.get("content-type", ""), _body(request), limit_bytes + _FORM_BYTES)
     blob_id = new_id("blob")
     try:
-        filename, stored, fields = await _read(form, blobs, tenant_id, blob_id, limit_bytes)
+        filename, stored, fields = await _read(form, "file", blobs, tenant_id, blob_id, limit_bytes)
         options = validated(UploadFields, fields)
     except BaseException:
         await discard(blobs, tenant_id, blob_id)
@@ -67,6 +67,25 @@ async def receive_file(request: Request, blobs: BlobStore, tenant_id: str, limit
     )
 
 
+async def receive_part(request: Request, blobs: BlobStore, tenant_id: str, limit_bytes: int) -> tuple[str, BlobInfo]:
+    """Store the part of a larger file under a blob id of its own; whatever goes wrong, no blob is left.
+
+    Returns:
+        The blob's id, and what it holds.
+
+    Raises: as `receive_file`.
+    """
+    form = Form(request.headers.get("content-type", ""), _body(request), limit_bytes + _FORM_BYTES)
+    blob_id = new_id("blob")
+    try:
+        _, stored, fields = await _read(form, "data", blobs, tenant_id, blob_id, limit_bytes)
+        validated(Body, fields)
+    except BaseException:
+        await discard(blobs, tenant_id, blob_id)
+        raise
+    return blob_id, stored
+
+
 def content_of(new: NewFile) -> bytes:
     """What tells one upload from another: two forms of one file differ in their boundaries."""
     return "\0".join((new.filename, new.purpose, new.sha256, str(new.expires_after_seconds))).encode()
@@ -79,23 +98,23 @@ async def discard(blobs: BlobStore, tenant_id: str, blob_id: str) -> None:
 
 
 async def _read(
-    form: Form, blobs: BlobStore, tenant_id: str, blob_id: str, limit_bytes: int
+    form: Form, field: str, blobs: BlobStore, tenant_id: str, blob_id: str, limit_bytes: int
 ) -> tuple[str, BlobInfo, dict[str, Any]]:
-    """Name and content of the file, and the form's fields, in whichever order they come."""
+    """Name and content of the file in `field`, and the form's other fields, in whichever order they come."""
     filename, stored = "", None
     fields: dict[str, Any] = {}
     async for part in form.parts():
-        if part.name != "file":
+        if part.name != field:
             _set_field(fields, part.name, await form.text())
         elif stored is None:
             filename = display_name(part.filename or "")
             stored = await blobs.write(tenant_id, blob_id, form.chunks(limit_bytes))
         else:
-            raise PermanentError(ErrorCode.INVALID_VALUE, "The form holds more than one file.", param="file")
+            raise PermanentError(ErrorCode.INVALID_VALUE, "The form holds more than one file.", param=field)
     if stored is None:
-        raise PermanentError(ErrorCode.MISSING_FIELD, "Missing required parameter: 'file'.", param="file")
+        raise PermanentError(ErrorCode.MISSING_FIELD, f"Missing required parameter: '{field}'.", param=field)
     if stored.bytes == 0:
-        raise PermanentError(ErrorCode.EMPTY_FILE, "The file is empty (0 bytes).", param="file")
+        raise PermanentError(ErrorCode.EMPTY_FILE, "The file is empty (0 bytes).", param=field)
     return filename, stored, fields
 
 

@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import orjson
 from sqlalchemy import Connection
 
 from libs.common import keys
+from libs.common.cache.embeddings import CachedEmbedder
+from libs.common.cache.store import Cache
 from libs.common.errors import RetryableError
 from libs.common.keyring import Keyring
-from libs.common.rag import embedder
 from libs.common.rag.chunks import ChunkPayload, StoredChunk
+from libs.common.rag.embedder import Embedder
 from libs.common.rag.sparse import encode_document
 from libs.common.rag.vectors import ChunkCollection
 from libs.common.records import file_versions, files, vector_store_files
@@ -20,6 +23,8 @@ from libs.common.records.vector_store_files import FileKey
 from libs.common.sealing import Sealer
 from services.ingest.ports import Attachment, Attributes, EmbeddedChunk, Job, Target
 from services.ingest.settings import IngestSettings
+
+_FEW_CHUNKS: Final = 16
 
 
 class AttachedFiles:
@@ -64,6 +69,7 @@ def _attachment(connection: Connection, key: FileKey) -> Attachment | None:
         chunking=attached.chunking,
         live_version=attached.live_version,
         wanted_version=attached.latest_version if making else None,
+        untouched=making and file_versions.is_untouched(connection, attached),
     )
 
 
@@ -101,8 +107,10 @@ class SealedChunkIndex:
     async def store(
         self, target: Target, filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
     ) -> None:
-        # Stemming a batch takes long enough for others to notice.
-        points = await asyncio.to_thread(self._points, target, filename, attributes, chunks)
+        stored = (target, filename, attributes, chunks)
+        # Stemming many chunks takes long enough for others to notice; a few are done before a thread would have begun.
+        few = len(chunks) <= _FEW_CHUNKS
+        points = self._points(*stored) if few else await asyncio.to_thread(self._points, *stored)
         async with self._prepared() as collection:
             await collection.upsert(points)
 
@@ -115,6 +123,21 @@ class SealedChunkIndex:
     ) -> None:
         async with self._prepared() as collection:
             await collection.delete_file(tenant_id, vector_store_id, file_id, keep_version=keep_version)
+
+    async def delete_older(self, target: Target, *, from_position: int, keep_version: int | None = None) -> None:
+        async with self._prepared() as collection:
+            await collection.delete_older(
+                target.tenant_id,
+                target.vector_store_id,
+                target.file_id,
+                target.version,
+                from_position=from_position,
+                keep_version=keep_version,
+            )
+
+    async def delete_newer(self, target: Target) -> None:
+        async with self._prepared() as collection:
+            await collection.delete_newer(target.tenant_id, target.vector_store_id, target.file_id, target.version)
 
     async def delete_store(self, tenant_id: str, vector_store_id: str) -> None:
         async with self._prepared() as collection:
@@ -155,20 +178,6 @@ class SealedChunkIndex:
         return self._sealer.seal(orjson.dumps(payload), *context)
 
 
-class Embeddings:
-    """The embedding model, for texts whose token count does not matter."""
-
-    def __init__(self, client: embedder.Embedder) -> None:
-        self._client = client
-
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        return (await self._client.embed(texts)).vectors
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
-
-
 def connect_index(settings: IngestSettings, keyring: Keyring) -> SealedChunkIndex:
     """The chunk index that the settings name; nothing is sent yet."""
     api_key = settings.qdrant_api_key
@@ -181,14 +190,13 @@ def connect_index(settings: IngestSettings, keyring: Keyring) -> SealedChunkInde
     return SealedChunkIndex(collection, keyring.sealer(keys.CHUNKS_PURPOSE))
 
 
-def connect_embeddings(settings: IngestSettings) -> Embeddings:
-    """The embedding model that the settings name; nothing is sent yet."""
-    return Embeddings(
-        embedder.Embedder(
-            settings.embedding_base_url,
-            settings.embedding_api_key.get_secret_value(),
-            model=settings.embedding_model,
-            dimension=settings.embedding_dimensions,
-            concurrency=settings.embedding_concurrency,
-        )
+def connect_embeddings(settings: IngestSettings, cache: Cache) -> CachedEmbedder:
+    """The embedding model that the settings name, behind the cache; nothing is sent yet."""
+    embedder = Embedder(
+        settings.embedding_base_url,
+        settings.embedding_api_key.get_secret_value(),
+        model=settings.embedding_model,
+        dimension=settings.embedding_dimensions,
+        concurrency=settings.embedding_concurrency,
     )
+    return CachedEmbedder(embedder, cache, settings.embedding_cache_seconds)

@@ -5,6 +5,8 @@ Consumes the queue `ingest`. Run by `python -m services.ingest.main`.
 
 from libs.common import keys
 from libs.common.blobs import BlobStore
+from libs.common.cache.store import Cache
+from libs.common.configuration import configured
 from libs.common.contracts.base import Queue
 from libs.common.contracts.ingest import INGEST_FILE, PURGE_BLOB, PURGE_FILE, PURGE_STORE
 from libs.common.records.database import Database
@@ -19,14 +21,16 @@ def build(settings: IngestSettings) -> Worker:
     """The service's worker with its handlers."""
     database = Database(settings.database_url)
     parser = Parser(settings.parse_children)
-    embeddings = connect_embeddings(settings)
 
     async def close() -> None:
         await embeddings.aclose()
+        await cache.aclose()
         await index.aclose()
         parser.close()
 
     worker = Worker(settings, [Queue.INGEST], database=database, shutdown=close)
+    cache = Cache(settings, worker.keyring)
+    embeddings = connect_embeddings(settings, cache)
     index = connect_index(settings, worker.keyring)
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     pipeline = Pipeline(AttachedFiles(database), blobs, parser, embeddings, index)
@@ -40,4 +44,4 @@ def build(settings: IngestSettings) -> Worker:
 
 
 if __name__ == "__main__":
-    build(IngestSettings()).run()
+    configured(IngestSettings, build).run()

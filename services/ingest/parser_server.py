@@ -1,16 +1,18 @@
-"""The process that reads files: warm, without secrets, and forked once for every file.
+"""The process that reads files: warm, without secrets, and forked for those who read them.
 
-`services.ingest.parsing` starts it with an empty environment and one end of a socket pair. Each request is one message
-with two descriptors: the file, and a socket for the result. The fork reads the file within its resource limits and
-writes the document as JSON after its length in eight bytes; when it ends, this process adds the fork's wait status in
-four bytes and closes. When the caller closes its end first, the fork is killed; when the caller's process ends, so does
-this one.
+`services.ingest.parsing` starts it with an empty environment and one end of a socket pair. Each message there is a
+reader's limits, with two descriptors: a socket for its requests, and one for its results. The fork takes one request
+after the other, a file name with the file's descriptor. It reads the file within its limits and writes, after a head of
+nine bytes, the document as JSON; the head is the JSON's length and whether the fork takes another file. When the fork
+ends, this process adds its wait status in four bytes and closes. When the caller closes its end of the results first,
+the fork is killed; when the caller's process ends, so does this one.
 
 Run as: python -m services.ingest.parser_server <socket descriptor>
 """
 
 import contextlib
 import gc
+import math
 import os
 import resource
 import selectors
@@ -28,9 +30,13 @@ from services.ingest.loaders import load
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
 LENGTH_BYTES: Final = 8
+HEAD_BYTES: Final = LENGTH_BYTES + 1
 STATUS_BYTES: Final = 4
 OUT_OF_MEMORY: Final = 70  # exit status of a fork that ran out of its address space
 _OPEN_FILES: Final = 16
+# What a fork may read before another one takes its place, and how much it may grow: leaks must not add up.
+FILES_PER_FORK: Final = 64
+_GROWTH_KIBIBYTES: Final = 64 * 1024
 
 
 def serve(control: socket.socket) -> None:
@@ -74,15 +80,15 @@ def _accept(control: socket.socket, forks: dict[int, socket.socket], selector: s
     message, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 2)
     if not message:
         return False
-    file_descriptor, result_descriptor = descriptors
+    request_descriptor, result_descriptor = descriptors
     result = socket.socket(fileno=result_descriptor)
     process_id = os.fork()
     if process_id == 0:
         selector.close()
         for inherited in (control, *forks.values()):  # else the others' callers would wait for this fork's end too
             inherited.close()
-        _parse_and_exit(message, file_descriptor, result)
-    os.close(file_descriptor)
+        _read_and_exit(message, socket.socket(fileno=request_descriptor), result)
+    os.close(request_descriptor)
     forks[process_id] = result
     selector.register(result, selectors.EVENT_READ, process_id)
     return True
@@ -107,15 +113,13 @@ def _kill_all(forks: dict[int, socket.socket]) -> None:
         os.waitpid(process_id, 0)
 
 
-def _parse_and_exit(message: bytes, file_descriptor: int, result: socket.socket) -> None:
-    """Reads the file in the fork; never returns, so that nothing of the server runs twice."""
+def _read_and_exit(message: bytes, requests: socket.socket, result: socket.socket) -> None:
+    """Reads files in the fork; never returns, so that nothing of the server runs twice."""
     status = 1
     try:
-        request = orjson.loads(message)
-        _limit(request)
-        reply = _parse(file_descriptor, request["filename"])
-        result.sendall(len(reply).to_bytes(LENGTH_BYTES, "big"))
-        result.sendall(reply)
+        limits = orjson.loads(message)
+        _limit(limits)
+        _read_files(limits, requests, result)
         status = 0
     except MemoryError:
         status = OUT_OF_MEMORY
@@ -126,21 +130,44 @@ def _parse_and_exit(message: bytes, file_descriptor: int, result: socket.socket)
         os._exit(status)
 
 
-def _limit(request: dict[str, int]) -> None:
+def _read_files(limits: dict[str, int], requests: socket.socket, result: socket.socket) -> None:
+    most_kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _GROWTH_KIBIBYTES
+    for left in reversed(range(FILES_PER_FORK)):
+        filename, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 1)
+        if not descriptors:
+            return
+        _allow_one_more(limits)
+        reply = _parse(descriptors[0], filename.decode())
+        goes_on = left > 0 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < most_kibibytes
+        result.sendall(len(reply).to_bytes(LENGTH_BYTES, "big") + goes_on.to_bytes(1, "big") + reply)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if not goes_on:
+            return
+
+
+def _allow_one_more(limits: dict[str, int]) -> None:
+    """Time for one file: the kernel counts a process's processor time from its start."""
+    signal.setitimer(signal.ITIMER_REAL, limits["wall_seconds"])
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = math.ceil(used.ru_utime + used.ru_stime) + limits["cpu_seconds"]
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    # At the soft limit the kernel sends SIGXCPU, at the hard one SIGKILL, which would say less.
+    resource.setrlimit(resource.RLIMIT_CPU, (min(seconds, most - 1), most))
+
+
+def _limit(allowed: dict[str, int]) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGXCPU):
         signal.signal(number, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, request["wall_seconds"])
     limits = {
-        resource.RLIMIT_AS: request["memory_bytes"],
-        resource.RLIMIT_CPU: request["cpu_seconds"],
+        resource.RLIMIT_AS: allowed["memory_bytes"],
+        resource.RLIMIT_CPU: FILES_PER_FORK * (allowed["cpu_seconds"] + 1) + 1,
         resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
     }
     for kind, limit in limits.items():
-        # At the soft limit on CPU the kernel sends SIGXCPU, at the hard one SIGKILL, which would say less.
-        resource.setrlimit(kind, (limit, limit + (kind == resource.RLIMIT_CPU)))
+        resource.setrlimit(kind, (limit, limit))
 
 
 def _parse(file_descriptor: int, filename: str) -> bytes:

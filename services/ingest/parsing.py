@@ -1,9 +1,10 @@
 """Reads files in resource-limited processes, since every parser is attack surface.
 
-A warm server process (`services.ingest.parser_server`) forks for each file: no start-up cost, and a file that crashes,
-hangs or swells takes nothing down but its own fork. The server is ours rather than multiprocessing's forkserver because
-that one inherits the environment with its secrets, imports the caller's main module and returns pickles, which a
-subverted parser could turn against the caller. Here the result is JSON.
+A warm server process (`services.ingest.parser_server`) forks the readers: no start-up cost, and a file that crashes,
+hangs or swells takes nothing down but its own fork. A fork that did well reads on, but only files of the same owner:
+should one of them subvert it, it sees nobody else's. The server is ours rather than multiprocessing's forkserver
+because that one inherits the environment with its secrets, imports the caller's main module and returns pickles, which
+a subverted parser could turn against the caller. Here the result is JSON.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGALRM, SIGKILL, SIGXCPU
@@ -21,7 +23,7 @@ import orjson
 
 from libs.common.errors import ErrorCode, RetryableError
 from services.ingest.document import Block, Document, LoadError
-from services.ingest.parser_server import LENGTH_BYTES, OUT_OF_MEMORY, STATUS_BYTES
+from services.ingest.parser_server import HEAD_BYTES, LENGTH_BYTES, OUT_OF_MEMORY, STATUS_BYTES
 
 _ROOT: Final = Path(__file__).parents[2]
 _MAX_FILENAME_CHARACTERS: Final = 255
@@ -31,7 +33,7 @@ _GRACE_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ParseLimits:
-    """What reading one file may use; the wall clock starts with the fork."""
+    """What reading one file may use."""
 
     memory_bytes: int = 1024**3
     cpu_seconds: int = 20
@@ -47,6 +49,7 @@ class Parser:
 
     def __init__(self, max_children: int) -> None:
         self._slots = asyncio.Semaphore(max_children)
+        self._idle: list[_Reader] = []
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
@@ -64,7 +67,9 @@ class Parser:
         return self._server.pid if self._server else None
 
     def close(self) -> None:
-        """Ends the server and every fork still at work."""
+        """Ends the server and every fork."""
+        while self._idle:
+            self._idle.pop().close()
         if self._control is not None and self._server is not None:
             self._control.close()
             try:
@@ -74,25 +79,59 @@ class Parser:
                 self._server.wait()
         self._control = self._server = None
 
-    async def parse(self, path: Path, filename: str, limits: ParseLimits | None = None) -> Document:
+    async def parse(self, path: Path, filename: str, limits: ParseLimits | None = None, *, owner: str = "") -> Document:
         """The document in the file at `path`; cancelling kills the process that reads it.
+
+        Args:
+            owner: files of different owners are never read by the same process.
 
         Raises:
             LoadError: the file cannot be read, or not within its limits.
             RetryableError: the server died twice under this file's hands without a verdict on the file.
         """
-        limits = limits or ParseLimits()
         async with self._slots:
             for _ in range(2):
                 control = self._connected()
-                reply = await _ask(control, path, filename, limits)
+                reply = await self._read(control, path, filename, limits or ParseLimits(), owner)
                 if reply is not None:
                     return _document(reply)
                 if self._control is control:  # else another caller has replaced the server already
                     self.close()
         raise RetryableError(ErrorCode.SERVER_ERROR, "The process that reads files stopped. Try again.")
 
+    async def _read(
+        self, control: socket.socket, path: Path, filename: str, limits: ParseLimits, owner: str
+    ) -> bytes | None:
+        """A reader's reply, or None when the server has gone."""
+        reader = self._take_idle(limits, owner) or _Reader.fork(control, limits, owner)
+        if reader is None:
+            return None
+        try:
+            reply = await reader.read(path, filename)
+        except BaseException:
+            reader.close()
+            raise
+        if reader.goes_on and self._control is control:
+            self._idle.append(reader)
+        else:
+            reader.close()
+        return reply
+
+    def _take_idle(self, limits: ParseLimits, owner: str) -> "_Reader | None":
+        for index, reader in enumerate(self._idle):
+            if reader.limits == limits and reader.owner == owner:
+                del self._idle[index]
+                if reader.is_alive():
+                    return reader
+                reader.close()
+                return None
+        if self._idle:  # a new one is made in the place of one that is of no use now
+            self._idle.pop(0).close()
+        return None
+
     def _connected(self) -> socket.socket:
+        if self._server is not None and self._server.poll() is not None:
+            self.close()  # its readers would go on, but nobody would tell how they ended
         if self._control is None:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
@@ -105,35 +144,85 @@ class Parser:
         return self._control
 
 
-async def _ask(control: socket.socket, path: Path, filename: str, limits: ParseLimits) -> bytes | None:
-    """The fork's reply, or None when the server has gone."""
-    ours, theirs = socket.socketpair()
-    with ours:
-        ours.setblocking(False)
-        with theirs, path.open("rb") as file:
-            name = filename[-_MAX_FILENAME_CHARACTERS:].encode("utf-8", "replace").decode()
-            request = orjson.dumps({**asdict(limits), "filename": name})
+class _Reader:
+    """A fork of the server, which reads one file after the other.
+
+    Attributes:
+        goes_on: whether it takes another file.
+    """
+
+    def __init__(self, requests: socket.socket, results: socket.socket, limits: ParseLimits, owner: str) -> None:
+        self.limits = limits
+        self.owner = owner
+        self.goes_on = False
+        self._requests = requests
+        self._results = results
+
+    @classmethod
+    def fork(cls, control: socket.socket, limits: ParseLimits, owner: str) -> "_Reader | None":
+        """A new one, or None when the server has gone."""
+        requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        results, their_results = socket.socketpair()
+        reader = cls(requests, results, limits, owner)
+        results.setblocking(False)
+        with their_requests, their_results:
             try:
-                socket.send_fds(control, [request], [file.fileno(), theirs.fileno()])
+                descriptors = [their_requests.fileno(), their_results.fileno()]
+                socket.send_fds(control, [orjson.dumps(asdict(limits))], descriptors)
             except (BrokenPipeError, ConnectionResetError):
+                reader.close()
                 return None
+        return reader
+
+    def is_alive(self) -> bool:
+        """Whether it still waits for a file."""
         try:
-            async with asyncio.timeout(limits.wall_seconds + _GRACE_SECONDS):
-                received = await _receive(ours, limits.result_bytes)
+            self._results.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self._requests.close()
+        self._results.close()
+
+    async def read(self, path: Path, filename: str) -> bytes | None:
+        """Its reply, or None when the server has gone.
+
+        Raises:
+            LoadError: it was stopped by a limit or crashed.
+        """
+        self.goes_on = False
+        name = filename[-_MAX_FILENAME_CHARACTERS:].encode("utf-8", "replace")
+        # One that has just died tells by its results.
+        with path.open("rb") as file, suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self._requests, [name or b"file"], [file.fileno()])
+        try:
+            async with asyncio.timeout(self.limits.wall_seconds + _GRACE_SECONDS):
+                received = await self._receive()
         except TimeoutError:  # the fork has its own alarm; this is for a server that stands still
             return None
-    return _verdict(received, limits)
+        reply = _verdict(received, self.limits)
+        self.goes_on = reply is not None and bool(received[LENGTH_BYTES])
+        return reply
+
+    async def _receive(self) -> bytes:
+        """Everything up to the end of the reply, or of the stream."""
+        loop = asyncio.get_running_loop()
+        received = bytearray()
+        while len(received) < HEAD_BYTES or len(received) < _end(received):
+            data = await loop.sock_recv(self._results, _READ_BYTES)
+            if not data:
+                break
+            received += data
+            if len(received) > self.limits.result_bytes + HEAD_BYTES + STATUS_BYTES:
+                raise LoadError("invalid_file", "The file holds more text than one document may; split it.")
+        return bytes(received)
 
 
-async def _receive(source: socket.socket, limit_bytes: int) -> bytes:
-    """Everything up to the end of the stream."""
-    loop = asyncio.get_running_loop()
-    received = bytearray()
-    while data := await loop.sock_recv(source, _READ_BYTES):
-        received += data
-        if len(received) > limit_bytes + LENGTH_BYTES + STATUS_BYTES:
-            raise LoadError("invalid_file", "The file holds more text than one document may; split it.")
-    return bytes(received)
+def _end(received: bytes | bytearray) -> int:
+    return HEAD_BYTES + int.from_bytes(received[:LENGTH_BYTES], "big")
 
 
 def _verdict(received: bytes, limits: ParseLimits) -> bytes | None:
@@ -144,9 +233,8 @@ def _verdict(received: bytes, limits: ParseLimits) -> bytes | None:
     """
     if not received:
         return None
-    end = LENGTH_BYTES + int.from_bytes(received[:LENGTH_BYTES], "big")
-    if len(received) >= end:
-        return received[LENGTH_BYTES:end]
+    if len(received) >= HEAD_BYTES and len(received) >= _end(received):
+        return received[HEAD_BYTES : _end(received)]
     status = os.waitstatus_to_exitcode(int.from_bytes(received[-STATUS_BYTES:], "big"))
     if status in (-SIGALRM, -SIGXCPU):
         raise LoadError(

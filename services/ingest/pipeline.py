@@ -6,18 +6,18 @@ Every step may be done again: a job whose worker dies is run from the start by a
 import asyncio
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from libs.common import metrics
 from libs.common.contracts.ingest import IngestFile, PurgeBlob, PurgeFile, PurgeStore
 from libs.common.errors import ErrorCode, PermanentError
+from libs.common.records.file_versions import AttributesChangedError
 from services.ingest.chunking import AUTO, ChunkingStrategy, chunk
 from services.ingest.document import Chunk, Document, LoadError
 from services.ingest.ports import (
     Attachment,
-    Attributes,
     Blobs,
     ChunkIndex,
     EmbeddedChunk,
@@ -30,6 +30,7 @@ from services.ingest.ports import (
 
 BATCH_CHUNKS: Final = 64
 _VECTOR_VALUE_BYTES: Final = 4
+_SHORT_CHARACTERS: Final = 20_000
 _ERROR_CODES: Final = {
     "unsupported_file": ErrorCode.FILE_TYPE_NOT_ALLOWED,
     "invalid_file": ErrorCode.INVALID_FILE,
@@ -68,7 +69,15 @@ class Pipeline:
     async def purge_file(self, request: PurgeFile, job: Job) -> None:
         """Remove the chunks of a detached file; of one that was attached again since, those that are not live."""
         target = Target(job.tenant_id, request.vector_store_id, request.file_id, version=0)
-        await self._discard(target, await self._attachment(target))
+        attachment = await self._attachment(target)
+        if attachment is not None and attachment.wanted_version is not None:
+            # Its job clears what is older; versions count from 1 again, so the file may have left newer ones, too.
+            await self.index.delete_newer(replace(target, version=attachment.wanted_version))
+            return
+        live_version = attachment.live_version if attachment is not None else 0
+        await self.index.delete_file(
+            target.tenant_id, target.vector_store_id, target.file_id, keep_version=live_version or None
+        )
 
     async def purge_store(self, request: PurgeStore, job: Job) -> None:
         """Remove the chunks of a deleted vector store."""
@@ -89,17 +98,26 @@ class Pipeline:
                 return
             raise
         with metrics.stage("chunk"):
-            chunks = await asyncio.to_thread(chunk, document, strategy_of(attachment.chunking))
+            strategy = strategy_of(attachment.chunking)
+            # A short text is done before a thread would have begun.
+            short = len(document.text) <= _SHORT_CHARACTERS
+            chunks = chunk(document, strategy) if short else await asyncio.to_thread(chunk, document, strategy)
         if not chunks:
             raise PermanentError(ErrorCode.INVALID_FILE, "The file holds no text that could be searched.")
-        # What an earlier attempt or attachment left behind would otherwise answer as part of this version.
-        await self._delete_all_but(target, attachment.live_version)
-        usage_bytes = await self._store(job, target, attachment, document, chunks)
-        attributes = await self._current_attributes(target, attachment)
-        if not await self.records.go_live(job, target, usage_bytes, attributes):
-            await self._discard(target, await self._attachment(target))
-        elif attachment.live_version:
-            await self._delete_all_but(target, target.version)
+        if not attachment.untouched:
+            # What an earlier attempt or attachment left behind would otherwise answer as part of this version.
+            keep_version = attachment.live_version or None
+            await self.index.delete_older(target, from_position=len(chunks), keep_version=keep_version)
+        live = False
+        try:
+            usage_bytes = await self._store(job, target, attachment, document, chunks)
+            live = await self._go_live(job, target, attachment, usage_bytes)
+        finally:
+            # Also where another worker has the job by now: it may have ended before our last chunks were stored.
+            if not live:
+                await self._give_way(target)
+        if target.version > 1:
+            await self.index.delete_older(target, from_position=len(chunks), keep_version=target.version)
 
     async def _document(self, target: Target, attachment: Attachment) -> Document:
         with tempfile.TemporaryDirectory(prefix="docent-ingest-") as folder:
@@ -108,7 +126,7 @@ class Pipeline:
                 await self.blobs.read_to(target.tenant_id, attachment.blob_id, path)
             try:
                 with metrics.stage("parse"):
-                    return await self.parser.parse(path, attachment.filename)
+                    return await self.parser.parse(path, attachment.filename, owner=target.tenant_id)
             except LoadError as error:
                 raise PermanentError(_ERROR_CODES[error.code], error.message) from error
 
@@ -123,7 +141,7 @@ class Pipeline:
             batch = chunks[start : start + BATCH_CHUNKS]
             texts = [piece.embedding_text(title) for piece in batch]
             with metrics.stage("embed"):
-                vectors = await self.embedder.embed(texts)
+                vectors = await self.embedder.embed(job.tenant_id, texts)
             embedded = [EmbeddedChunk(*each) for each in zip(batch, texts, vectors, strict=True)]
             with metrics.stage("store"):
                 await self.index.store(target, attachment.filename, attachment.attributes, embedded)
@@ -131,25 +149,27 @@ class Pipeline:
             await job.progress(start + len(batch), len(chunks))
         return usage_bytes
 
-    async def _current_attributes(self, target: Target, attachment: Attachment) -> Attributes:
-        """The attributes that the stored chunks have, brought up to date if they changed while the file was read."""
-        now = await self._attachment(target)
-        if now is None or now.attributes == attachment.attributes:
-            return attachment.attributes
-        await self.index.set_attributes(target, now.attributes)
-        return now.attributes
+    async def _go_live(self, job: Job, target: Target, attachment: Attachment, usage_bytes: int) -> bool:
+        """End the job; the stored chunks first get the attributes of by now, should they have changed meanwhile."""
+        try:
+            return await self.records.go_live(job, target, usage_bytes, attachment.attributes)
+        except AttributesChangedError:
+            now = await self._attachment(target) or attachment
+            await self.index.set_attributes(target, now.attributes)
+            return await self.records.go_live(job, target, usage_bytes, now.attributes)
+
+    async def _give_way(self, target: Target) -> None:
+        """Leave nothing of an attempt that did not make its version live, whoever did what meanwhile."""
+        attachment = await self._attachment(target)
+        if attachment is not None and attachment.live_version == target.version:
+            await self.index.set_attributes(target, attachment.attributes)
+        await self._discard(target, attachment)
 
     async def _discard(self, target: Target, attachment: Attachment | None) -> None:
-        """Remove what nobody wants, unless another version of it is live or being made."""
-        if attachment is None:
-            await self._delete_all_but(target, 0)
-        elif attachment.wanted_version is None:
-            await self._delete_all_but(target, attachment.live_version)
-
-    async def _delete_all_but(self, target: Target, version: int) -> None:
-        await self.index.delete_file(
-            target.tenant_id, target.vector_store_id, target.file_id, keep_version=version or None
-        )
+        """Remove this version and older ones that nobody wants, unless this one is being made."""
+        live_version = attachment.live_version if attachment is not None else 0
+        if attachment is None or attachment.wanted_version != target.version:
+            await self.index.delete_older(target, from_position=0, keep_version=live_version or None)
 
 
 def strategy_of(chunking: Mapping[str, Any]) -> ChunkingStrategy:

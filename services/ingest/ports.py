@@ -18,6 +18,7 @@ class Attachment:
         chunking: the client's chunking strategy, in OpenAI's JSON.
         live_version: the version that answers; 0 for none.
         wanted_version: the version that is being made, or None if nothing is.
+        untouched: whether no chunk of the file can be stored yet, in any version.
     """
 
     filename: str
@@ -26,6 +27,7 @@ class Attachment:
     chunking: Mapping[str, Any]
     live_version: int
     wanted_version: int | None
+    untouched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,11 @@ class Records(Protocol):
         ...
 
     async def go_live(self, job: Job, target: Target, usage_bytes: int, attributes: Attributes) -> bool:
-        """End the job and let the version answer; False if nobody wants it any more."""
+        """End the job and let the version answer; False if nobody wants it any more.
+
+        Raises:
+            AttributesChangedError: the record's attributes are others than these.
+        """
         ...
 
     async def confirm_attributes(self, job: Job, target: Target, attributes: Attributes) -> None:
@@ -84,15 +90,18 @@ class Blobs(Protocol):
 
 
 class Parser(Protocol):
-    """Reads a file; raises LoadError for one that cannot become a document."""
+    """Reads a file; raises LoadError for one that cannot become a document.
 
-    async def parse(self, path: Path, filename: str) -> Document: ...
+    What a hostile file may do to the process that reads it harms no other owner's files.
+    """
+
+    async def parse(self, path: Path, filename: str, *, owner: str) -> Document: ...
 
 
 class Embedder(Protocol):
     """One vector for each text, in order."""
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]: ...
+    async def embed(self, tenant_id: str, texts: Sequence[str]) -> list[list[float]]: ...
 
 
 class ChunkIndex(Protocol):
@@ -112,6 +121,17 @@ class ChunkIndex(Protocol):
         self, tenant_id: str, vector_store_id: str, file_id: str, *, keep_version: int | None = None
     ) -> None:
         """Delete the file's chunks, of every version but one or of all."""
+        ...
+
+    async def delete_older(self, target: Target, *, from_position: int, keep_version: int | None = None) -> None:
+        """Delete the file's chunks of older versions, and of the target's own those at `from_position` and behind.
+
+        `keep_version` stays, and so do newer versions: a late writer must not harm what others have made since.
+        """
+        ...
+
+    async def delete_newer(self, target: Target) -> None:
+        """Delete the file's chunks of versions newer than the target's."""
         ...
 
     async def delete_store(self, tenant_id: str, vector_store_id: str) -> None: ...

@@ -12,5 +12,9 @@ class IngestSettings(RetrievalSettings, WorkerSettings):
     worker_concurrency: int = 8
     # Files read at once, each in a process of its own that may use a whole core and a GiB of memory.
     parse_children: int = 2
+    # Parsed documents and their vectors; the children that read files are limited apart.
+    worker_memory_bytes: int = 1536 << 20
     # Requests to the embedding model under way at once, over all jobs.
     embedding_concurrency: int = 2
+    # Nobody waits here, and a miss costs an embedding: parsing may keep this process from looking for long.
+    cache_timeout_seconds: float = 1.0

@@ -11,7 +11,7 @@ import redis
 
 from libs.common.tasks.wire import celery_message
 
-_GOLDEN = Path(__file__).parent / "golden" / "celery_message.json"
+_GOLDEN = Path(__file__).parent / "golden" / "v1" / "stored" / "celery_message.json"
 _APP = """
 import os, redis
 from celery import Celery

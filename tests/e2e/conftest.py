@@ -14,6 +14,8 @@ from tests.e2e.collector import Collector, running_collector
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 MODEL = "docent-extractive"
+# Made by the tests that need it.
+SEMANTIC_TENANT = "tenant_semantic"
 
 
 @pytest.fixture(scope="package")
@@ -28,6 +30,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
         **{name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "EMBEDDING_"))},
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_BSP_SCHEDULE_DELAY": "200",
+        "SEMANTIC_CACHE_TENANTS": SEMANTIC_TENANT,
     }
     state_dir = tmp_path_factory.mktemp("stack")
     with running_stack(state_dir, ports=free_ports(), environ=environ) as stack:

@@ -90,16 +90,31 @@ async def test_responses_stream_with_file_search(async_client: AsyncOpenAI, hand
     assert stored.output_text == final.output_text
 
 
-async def test_stored_stream_can_be_read_again_from_any_event(async_client: AsyncOpenAI) -> None:
-    stream = await async_client.responses.create(model=MODEL, input="Hello", stream=True)
+async def test_stored_stream_can_be_read_again_from_every_event(async_client: AsyncOpenAI, handbook: str) -> None:
+    tools: Any = [{"type": "file_search", "vector_store_ids": [handbook]}]
+    question = ANSWERABLE[0]["question"]
+    stream = await async_client.responses.create(model=MODEL, input=question, tools=tools, stream=True)
     events = [event async for event in stream]
     response_id = events[0].response.id  # type: ignore[union-attr]
-    for after in (None, 0, 4, len(events) - 2):
+    for after in (None, *range(len(events))):
         again = await async_client.responses.retrieve(
             response_id, stream=True, starting_after=omit if after is None else after
         )
         tail = [event async for event in again]
         assert tail == events[0 if after is None else after + 1 :]
+
+
+async def test_a_response_has_the_same_text_streamed_or_not(async_client: AsyncOpenAI, handbook: str) -> None:
+    tools: Any = [{"type": "file_search", "vector_store_ids": [handbook]}]
+    for question in ANSWERABLE:
+        whole = await async_client.responses.create(model=MODEL, input=question["question"], tools=tools)
+        stream = await async_client.responses.create(model=MODEL, input=question["question"], tools=tools, stream=True)
+        events = [event async for event in stream]
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        assert text == whole.output_text
+        last = events[-1]
+        assert last.type == "response.completed"
+        assert last.response.output_text == text
 
 
 def test_search(client: OpenAI, handbook: str) -> None:

@@ -52,7 +52,7 @@ CHAT_BODIES: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"model": MODEL, "messages": [{"role": "robot", "content": "x"}]}, 400, "invalid_value", "messages[0].role"),
     ({"model": MODEL, "messages": MESSAGES, "temperature": 3}, 400, "invalid_value", "temperature"),
     ({"model": MODEL, "messages": MESSAGES, "temperature": "hot"}, 400, "invalid_value", "temperature"),
-    ({"model": MODEL, "messages": MESSAGES, "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
+    ({"model": MODEL, "messages": MESSAGES, "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
     ({"model": MODEL, "messages": MESSAGES, "max_tokens": 10**40}, 400, "invalid_value", "max_tokens"),
     ({"model": MODEL, "messages": MESSAGES, "n": 2}, 400, "invalid_value", "n"),
     ({"model": MODEL, "messages": MESSAGES, "temprature": 1}, 400, "unknown_parameter", "temprature"),
@@ -69,7 +69,7 @@ def test_chat_bodies(http: httpx.Client, body: dict[str, Any], status: int, code
 
 
 OTHER_REQUESTS: list[tuple[str, str, dict[str, Any], int, str]] = [
-    ("POST", "/v1/responses", {"json": {"model": MODEL}}, 400, "missing_required_parameter"),
+    ("POST", "/v1/responses", {"json": {"model": "gpt-none"}}, 404, "model_not_found"),
     ("POST", "/v1/responses", {"json": {"model": MODEL, "input": 5}}, 400, "invalid_value"),
     ("POST", "/v1/responses", {"json": {"model": MODEL, "input": [{"role": "x"}]}}, 400, "invalid_value"),
     ("POST", "/v1/responses", {"json": {"model": MODEL, "input": "x", "conversation": "conv_0"}}, 404, "not_found"),
@@ -91,7 +91,7 @@ OTHER_REQUESTS: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("GET", "/v1/files/file-0", {}, 404, "not_found"),
     ("DELETE", "/v1/files/file-0", {}, 404, "not_found"),
     ("GET", "/v1/files?after=file-0", {}, 400, "invalid_cursor"),
-    ("GET", "/v1/files?limit=0", {}, 400, "invalid_value"),
+    ("GET", "/v1/files?limit=-1", {}, 400, "invalid_value"),
     ("POST", "/v1/files", {"data": {"purpose": "assistants"}}, 415, "unsupported_media_type"),
     ("POST", "/v1/files", {"files": {"purpose": (None, "assistants")}}, 400, "missing_required_parameter"),
     (

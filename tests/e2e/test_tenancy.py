@@ -27,9 +27,20 @@ BODIES: dict[str, Any] = {
     "/v1/vector_stores/{store_id}/files": {"file_id": "{file_id}"},
     "/v1/vector_stores/{store_id}/files/{file_id}": {"attributes": {"a": "b"}},
     "/v1/vector_stores/{store_id}/file_batches": {"file_ids": ["{file_id}"]},
+    "/v1/chat/completions/{completion_id}": {"metadata": {"a": "b"}},
+    "/v1/uploads/{upload_id}/complete": {"part_ids": ["part_1"]},
     "/v1/conversations/{conversation_id}": {"metadata": {"a": "b"}},
+    "/v1/conversations/{conversation_id}/fork": {"item_id": "{item_id}"},
     "/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "x"}]},
 }
+LISTS = (
+    "/v1/files",
+    "/v1/vector_stores",
+    "/v1/batches",
+    "/v1/jobs",
+    "/v1/conversations",
+    "/v1/chat/completions",
+)
 
 
 def routes() -> list[tuple[str, str]]:
@@ -81,7 +92,10 @@ def ids(stack: Stack) -> dict[str, str]:
         conversation = client.conversations.create(items=[{"role": "user", "content": "ours"}])
         (item,) = client.conversations.items.list(conversation.id).data
         response = client.responses.create(model=MODEL, input="ours")
+        question: Any = [{"role": "user", "content": "ours"}]
+        completion = client.chat.completions.create(model=MODEL, messages=question, store=True)
         line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "x", "input": "y"}}
+        upload = client.uploads.create(bytes=3, filename="a.txt", mime_type="text/plain", purpose="assistants")
         batch_file = client.files.create(file=("b.jsonl", json.dumps(line).encode()), purpose="batch")
         batch = client.batches.create(input_file_id=batch_file.id, endpoint="/v1/embeddings", completion_window="24h")
         jobs = client.get("/jobs", cast_to=httpx.Response).json()["data"]
@@ -92,7 +106,9 @@ def ids(stack: Stack) -> dict[str, str]:
         "conversation_id": conversation.id,
         "item_id": item.id or "",
         "response_id": response.id,
+        "completion_id": completion.id,
         "batch_id": batch.id,
+        "upload_id": upload.id,
         "job_id": jobs[0]["id"],
     }
 
@@ -131,6 +147,9 @@ def test_foreign_ids_in_bodies(stranger: httpx.Client, ids: dict[str, str]) -> N
         ("/v1/chat/completions", {**question, "vector_store_ids": [ids["store_id"]]}),
         ("/v1/responses", {"model": MODEL, "input": "x", "conversation": ids["conversation_id"]}),
         ("/v1/responses", {"model": MODEL, "input": "x", "previous_response_id": ids["response_id"]}),
+        ("/v1/responses/input_tokens", {"input": "x", "conversation": ids["conversation_id"]}),
+        ("/v1/responses/input_tokens", {"input": "x", "previous_response_id": ids["response_id"]}),
+        ("/v1/responses/compact", {"model": MODEL, "previous_response_id": ids["response_id"]}),
         (
             "/v1/responses",
             {
@@ -153,5 +172,5 @@ def test_foreign_ids_in_bodies(stranger: httpx.Client, ids: dict[str, str]) -> N
 
 def test_lists_are_empty(stranger: httpx.Client, ids: dict[str, str]) -> None:
     assert ids
-    for path in ("/v1/files", "/v1/vector_stores", "/v1/batches", "/v1/jobs"):
+    for path in LISTS:
         assert stranger.get(path).json()["data"] == []

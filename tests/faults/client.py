@@ -42,9 +42,14 @@ class Seen:
 
 @dataclass
 class Stream:
-    """A stream as its reader saw it: each block's data, and whether it ended with its last event or an error."""
+    """A stream as its reader saw it: each block's data, and whether it ended with its last event or an error.
+
+    Attributes:
+        blocks: every whole block as it came.
+    """
 
     status: int
+    blocks: list[str] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
     error: str = ""
@@ -107,9 +112,14 @@ class Client:
                 if response.status_code != 200:
                     await response.aread()
                     self._note(response, 0.0)
-                    seen.ended, seen.error = True, response.text
+                    seen.ended, seen.error, seen.last_at = True, response.text, time.monotonic()
                     return seen
+                block = ""
                 async for line in response.aiter_lines():
+                    block += f"{line}\n"
+                    if not line:
+                        seen.blocks.append(block)
+                        block = ""
                     _take(seen, line)
         except TRANSPORT_ERRORS:
             return seen

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,8 @@ from libs.common.records.database import Database, epoch_now
 from libs.common.records.tables import tenants
 from libs.local.child import Child, State, Timing
 from libs.local.ports import LOOPBACK, free_port, free_ports
-from libs.local.stack import Program, Step, prepare, programs, steps
+from libs.local.postgres import postgres_available, running_postgres
+from libs.local.stack import DATABASE_VARIABLE, Program, Step, prepare, programs, steps
 from libs.local.supervisor import Supervisor
 from services.gateway.auth import new_api_key, store_api_key
 from tests.faults.client import Client
@@ -33,6 +34,7 @@ GATEWAYS: Final = ("gateway", "gateway-2")
 # Started a second time, so that there is another one while one of them is down.
 _DOUBLED: Final = {"gateway": "GATEWAY_PORT", "chat": "HEALTH_PORT", "ingest": "HEALTH_PORT"}
 _STORES: Final = ("broker", "cache", "vectors")
+_READY_SECONDS: Final = 120.0
 _TIMING: Final = Timing(first_backoff_seconds=0.2, longest_backoff_seconds=0.5)
 _UNLIMITED: Final = {"REQUESTS_PER_MINUTE": "1000000", "PARALLEL_STREAMS": "10000"}
 
@@ -87,10 +89,17 @@ class Harness:
         scale: how much of a row's full load to give; 1.0 is the long form.
         extra: further environment variables of services, by program; the name `*` means all, and `{collector}` in a
             value the port of a collector's proxy.
+        database_url: where the records are kept; SQLite in the state directory unless given.
     """
 
     def __init__(
-        self, state_dir: Path, *, seed: int, scale: float, extra: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        state_dir: Path,
+        *,
+        seed: int,
+        scale: float,
+        extra: Mapping[str, Mapping[str, str]] | None = None,
+        database_url: str | None = None,
     ) -> None:
         self.random = random.Random(seed)  # noqa: S311 - chooses victims, not secrets
         self.scale = scale
@@ -103,6 +112,8 @@ class Harness:
         self.proxies["collector"] = Proxy(ports.models, free_port())
         self.upstream = Upstream(ports.models)
         self._extra = extra or {}
+        self._database_url = database_url or f"sqlite:///{state_dir}/docent.db"
+        self.database = Database(self._database_url)
         self._supervisor: Supervisor
         self._supervising: asyncio.Task[None]
         self._clients: list[Client] = []
@@ -115,15 +126,14 @@ class Harness:
         self.upstream.start()
         for proxy in self.proxies.values():
             await proxy.start()
-        environ = {**os.environ, **self._model_environment()}
+        environ = {**os.environ, **self._model_environment(), DATABASE_VARIABLE: self._database_url}
         described = [each for each in programs(self.state_dir, self.ports, environ) if each.name != "models"]
         described += [_second(each) for each in described if each.name in _DOUBLED]
         described = [self._faulty(each) for each in described]
         first_steps = [self._unlimited(step) for step in steps(self.state_dir, self.ports, environ)]
         self._supervisor = Supervisor(self.state_dir, described, first_steps, timing=_TIMING)
         self._supervising = asyncio.create_task(self._supervisor.run())
-        await self.until(self._is_up, 60.0, "the stack is not ready")
-        self.database = Database(f"sqlite:///{self.state_dir}/docent.db")
+        await self.until(self._is_up, _READY_SECONDS, "the stack is not ready")
         self.keyring = Keyring.parse((self.state_dir / "keyring.json").read_text())
         self.api_key = (self.state_dir / "api-key").read_text().strip()
 
@@ -144,12 +154,13 @@ class Harness:
         """End every fault and wait until all is well again."""
         self.upstream.script.clear()
         self.upstream.always = None
+        self.upstream.failing.clear()
         for proxy in self.proxies.values():
             await proxy.heal()
         for name, child in self._supervisor.children.items():
             self.signal(name, signal.SIGCONT)
             child.start()
-        await self.until(self._is_up, 60.0, "a program did not become ready again")
+        await self.until(self._is_up, _READY_SECONDS, "a program did not become ready again")
         with self.redis("broker") as broker:
             broker.config_set("maxmemory", 0)
 
@@ -209,7 +220,7 @@ class Harness:
 
     async def wait_ready(self, name: str) -> None:
         """Wait until a program is ready again."""
-        await self.until(lambda: self.child(name).state == State.READY, 60.0, f"{name} is not ready")
+        await self.until(lambda: self.child(name).state == State.READY, _READY_SECONDS, f"{name} is not ready")
 
     async def restart(self, name: str) -> None:
         """SIGTERM, wait, start: as a rolling update does it."""
@@ -308,15 +319,30 @@ async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float, other
 
 @asynccontextmanager
 async def running_harness(
-    state_dir: Path, *, seed: int, scale: float, extra: Mapping[str, Mapping[str, str]] | None = None
+    state_dir: Path,
+    *,
+    seed: int,
+    scale: float,
+    extra: Mapping[str, Mapping[str, str]] | None = None,
+    postgres: bool = False,
 ) -> AsyncIterator[Harness]:
-    """A harness for the length of a block."""
-    harness = Harness(state_dir, seed=seed, scale=scale, extra=extra)
-    await harness.up()
-    try:
-        yield harness
-    finally:
-        await harness.down()
+    """A harness for the length of a block.
+
+    Args:
+        postgres: keep the records in a PostgreSQL server of its own.
+
+    Raises:
+        RowFailedError: PostgreSQL cannot be run here.
+    """
+    if postgres and (reason := postgres_available()):
+        raise RowFailedError(f"PostgreSQL is missing: {reason}; apt-get install postgresql")
+    with running_postgres(state_dir / "postgres") if postgres else nullcontext() as server:
+        harness = Harness(state_dir, seed=seed, scale=scale, extra=extra, database_url=server.url if server else None)
+        try:
+            await harness.up()
+            yield harness
+        finally:
+            await harness.down()
 
 
 def _second(program: Program) -> Program:

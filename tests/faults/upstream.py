@@ -1,8 +1,8 @@
 """A stub of an OpenAI-compatible model server: fast, deterministic, counting, and failing by script.
 
 What a completion does is asked for in the user's message: `[[tokens=40 pause=0.1 mark=q7]]` streams that many words
-with that many seconds between them, and counts the call under `mark`. Failures are scripted on the server, one for
-each call to come.
+with that many seconds between them, and counts the call under `mark`; `padding=100` makes each word longer by so many
+letters. Failures are scripted on the server, one for each call to come.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import re
 import struct
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import orjson
@@ -29,6 +29,8 @@ EMBEDDING_MODEL: Final = "stub-embedding"
 DIMENSIONS: Final = 32
 POISON: Final = "poisonous"
 _DIRECTIVE: Final = re.compile(r"\[\[([^\]]*)\]\]")
+# For each byte of a text's hash, a number from -1 to 1.
+_NUMBERS: Final = tuple(struct.pack("<f", (byte - 127.5) / 127.5) for byte in range(256))
 _USAGE: Final = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
 
 
@@ -38,19 +40,22 @@ class Upstream:
     Attributes:
         calls: completions begun, by mark.
         embedded: texts embedded so far.
-        on_poison: called when a text that holds POISON is to be embedded, and never answered.
+        on_poison: asked when a text that holds POISON is to be embedded; its answer, or None for that of other texts.
         script: what the next completions do instead: an HTTP status, or `cut`, `garbage`, `no_done`, `hang`, `stall`.
         always: the same for every completion while it is set.
+        failing: the same for the completions of one model, by its name.
         streaming: completions being streamed right now, by mark.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, dimensions: int = DIMENSIONS) -> None:
         self.port = port
+        self._dimensions = dimensions
         self.calls: Counter[str] = Counter()
         self.embedded = 0
-        self.on_poison: Callable[[], None] | None = None
+        self.on_poison: Callable[[str], Awaitable[Response | None]] | None = None
         self.script: deque[int | str] = deque()
         self.always: int | str | None = None
+        self.failing: dict[str, int | str] = {}
         self.streaming: Counter[str] = Counter()
         routes = [
             Route("/v1/embeddings", self._embed, methods=["POST"]),
@@ -87,18 +92,27 @@ class Upstream:
         wanted: dict[str, Any] = orjson.loads(await request.body())
         texts = [wanted["input"]] if isinstance(wanted["input"], str) else wanted["input"]
         self.embedded += len(texts)
-        if self.on_poison is not None and any(POISON in text for text in texts):
-            self.on_poison()
-            await asyncio.sleep(600)  # whoever asked is dead now
-        data = [{"object": "embedding", "index": index, "embedding": _vector(text)} for index, text in enumerate(texts)]
+        poison = next((text for text in texts if POISON in text), None)
+        if self.on_poison is not None and poison is not None:
+            response = await self.on_poison(poison)
+            if response is not None:
+                return response
+        data = [
+            {"object": "embedding", "index": index, "embedding": self._vector(text)} for index, text in enumerate(texts)
+        ]
         body = {"object": "list", "data": data, "model": EMBEDDING_MODEL, "usage": _USAGE}
         return Response(orjson.dumps(body), media_type="application/json")
+
+    def _vector(self, text: str) -> str:
+        """Unit-free numbers that depend on the text alone, as base64 of little-endian float32."""
+        digest = hashlib.shake_128(text.encode()).digest(self._dimensions)
+        return base64.b64encode(b"".join(map(_NUMBERS.__getitem__, digest))).decode()
 
     async def _complete(self, request: Request) -> Response:
         wanted: dict[str, Any] = orjson.loads(await request.body())
         options = _options(orjson.dumps(wanted["messages"]).decode())
         self.calls[options.get("mark", "")] += 1
-        fault = self.script.popleft() if self.script else self.always
+        fault = self.script.popleft() if self.script else self.failing.get(wanted["model"], self.always)
         if isinstance(fault, int):
             return Response(b'{"error": {"message": "scripted"}}', status_code=fault, media_type="application/json")
         if fault == "hang":
@@ -106,7 +120,7 @@ class Upstream:
         return StreamingResponse(self._stream(options, fault), media_type="text/event-stream")
 
     async def _stream(self, options: dict[str, str], fault: str | None) -> AsyncIterator[bytes]:
-        mark = options.get("mark", "")
+        mark, padding = options.get("mark", ""), "x" * int(options.get("padding", "0"))
         self.streaming[mark] += 1
         try:
             for number in range(int(options.get("tokens", "5"))):
@@ -117,7 +131,8 @@ class Upstream:
                         await asyncio.sleep(600)
                     if fault == "cut":
                         raise ConnectionError("scripted")
-                yield _event({"choices": [{"index": 0, "delta": {"content": f"w{number} "}, "finish_reason": None}]})
+                delta = {"content": f"w{number} {padding}"}
+                yield _event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
                 await asyncio.sleep(float(options.get("pause", "0")))
             yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": _USAGE})
             if fault != "no_done":
@@ -139,9 +154,3 @@ def _options(text: str) -> dict[str, str]:
 def _event(chunk: dict[str, Any]) -> bytes:
     head = {"id": "stub", "object": "chat.completion.chunk", "created": 1, "model": CHAT_MODEL}
     return b"data: " + orjson.dumps(head | chunk) + b"\n\n"
-
-
-def _vector(text: str) -> str:
-    """Unit-free numbers that depend on the text alone, as base64 of little-endian float32."""
-    digest = hashlib.blake2b(text.encode(), digest_size=DIMENSIONS).digest()
-    return base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *((byte - 127.5) / 127.5 for byte in digest))).decode()

@@ -140,7 +140,7 @@ async def test_the_sdk_pages_through_all_batches_newest_first(gateway: Gateway, 
     await _add_file(gateway, "file-in")
     made = [(await _create(client)).id for _ in range(5)]
     assert [batch.id async for batch in client.batches.list(limit=2)] == made[::-1]
-    for query in ({"limit": 0}, {"limit": 101}, {"after": "batch_unknown"}):
+    for query in ({"limit": -1}, {"limit": 101}, {"after": "batch_unknown"}):
         with pytest.raises(openai.BadRequestError):
             await client.get("/batches", options={"params": query}, cast_to=object)
 

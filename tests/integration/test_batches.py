@@ -31,7 +31,7 @@ from libs.common.records.tables import batches as batches_table
 from libs.common.tasks.broker import BrokerClock, BrokerConnection
 from libs.common.tasks.dispatcher import Dispatcher
 from libs.common.tasks.jobs import JobLane, JobRun
-from libs.common.tasks.publisher import Publisher
+from libs.common.tasks.publisher import Consumers, Publisher
 from libs.common.tasks.wire import Envelope
 from libs.local.postgres import postgres_available, running_postgres
 from services.batch import pipeline
@@ -77,8 +77,16 @@ class Platform:
         self.sealer = self.worker.keyring.sealer(keys.BATCHES_PURPOSE)
         self.failing: set[str] = set()
         broker = BrokerConnection("redis://127.0.0.1:1/0")  # never used: no message is pushed here
+        clock = BrokerClock(broker)
         self.dispatcher = Dispatcher(
-            self.database, Publisher(broker), self.messages, BrokerClock(broker), settings, queues=[], holder="test"
+            self.database,
+            Publisher(broker),
+            Consumers(broker, clock),
+            self.messages,
+            clock,
+            settings,
+            queues=[],
+            holder="test",
         )
         self.lane = JobLane("test", self.database, self.messages, self.dispatcher, settings)
 
@@ -446,7 +454,9 @@ async def _finalizing(platform: Platform, items: int) -> tuple[str, JobRun, str]
     job_id = (await platform.jobs(batch_id, FINALIZE_BATCH))[0].id
     claimed = await platform.database.write(lambda c: ledger.claim(c, job_id, "slow", lease_seconds=-1))
     assert claimed is not None
-    run = JobRun(claimed, platform.database, platform.dispatcher, is_last_try=False, next_step=lambda: None)
+    run = JobRun(
+        claimed, platform.database, platform.dispatcher, is_last_error=lambda _error: False, next_step=lambda: None
+    )
     return batch_id, run, job_id
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import orjson
 import pytest
 
+from libs.common import upstreams
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
 from services.chat.completion import UpstreamCompleter
-from services.chat.ports import Delta, Usage
+from services.chat.ports import Delta, ModelsAwayError, Usage
 from services.chat.settings import ChatSettings
 
 pytestmark = pytest.mark.timeout(20)
@@ -66,8 +67,13 @@ async def _serving(*plays: Play) -> AsyncIterator[Upstream]:
 
 
 @asynccontextmanager
-async def _completing(url: str, *, read_timeout_seconds: float = 10.0) -> AsyncIterator[UpstreamCompleter]:
-    completer = UpstreamCompleter(ChatSettings(openai_base_url=url, model_read_timeout_seconds=read_timeout_seconds))
+async def _completing(
+    url: str, *, read_timeout_seconds: float = 10.0, fallbacks: str = ""
+) -> AsyncIterator[UpstreamCompleter]:
+    settings = ChatSettings(
+        openai_base_url=url, model_read_timeout_seconds=read_timeout_seconds, chat_fallback_models=fallbacks
+    )
+    completer = UpstreamCompleter(settings)
     try:
         yield completer
     finally:
@@ -308,7 +314,7 @@ async def test_a_refusal_that_will_not_change_is_not_tried_again(status: int, co
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
 async def test_a_failure_before_the_first_byte_is_tried_once_more(status: int) -> None:
     error, requests = await _failure(_refuses(status))
-    assert (type(error), error.code, requests) == (RetryableError, ErrorCode.LLM_UNAVAILABLE, 2)
+    assert (type(error), error.code, requests) == (ModelsAwayError, ErrorCode.LLM_UNAVAILABLE, 2)
 
 
 @pytest.mark.parametrize("first", [_refuses(500), _refuses(429), _breaks(), _breaks(head=b"")])
@@ -336,7 +342,7 @@ async def test_nobody_listens() -> None:
 @pytest.mark.parametrize("play", [_hangs(head=b""), _hangs(), _hangs(b": ping\n\n")])
 async def test_silence_before_the_first_token_is_a_timeout(play: Play) -> None:
     error, requests = await _failure(play, read_timeout_seconds=0.2)
-    assert (error.code, requests) == (ErrorCode.LLM_TIMEOUT, 2)
+    assert (type(error), error.code, requests) == (ModelsAwayError, ErrorCode.LLM_TIMEOUT, 1)
 
 
 async def test_silence_between_tokens_is_a_timeout_and_not_tried_again() -> None:
@@ -357,3 +363,70 @@ async def test_a_cancelled_answer_closes_its_connection(play: Play) -> None:
         async with asyncio.timeout(5):
             await upstream.left.wait()
         assert len(upstream.requests) == 1
+
+
+def _by_model(plays: dict[str, Play]) -> Play:
+    """What each model does."""
+
+    async def play(upstream: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await plays[upstream.requests[-1]["model"]](upstream, reader, writer)
+
+    return play
+
+
+_FALLBACKS = "model=second,third;*=model,other"
+
+
+@pytest.mark.parametrize("away", [_refuses(500), _refuses(429), _breaks(), _hangs(head=b"")])
+async def test_a_model_that_is_away_is_stood_in_for_in_the_order_of_the_settings(away: Play) -> None:
+    plays = {"model": away, "second": _refuses(503), "third": _sends(*_GOOD)}
+    async with (
+        _serving(_by_model(plays)) as upstream,
+        _completing(upstream.url, fallbacks=_FALLBACKS, read_timeout_seconds=0.3) as completer,
+    ):
+        deltas = await _read(completer)
+        asked = [request["model"] for request in upstream.requests]
+    assert _joined(deltas) == "Four cranes."
+    assert {delta.model for delta in deltas} == {"third"}
+    assert list(dict.fromkeys(asked)) == ["model", "second", "third"]
+    assert (asked.count("second"), asked.count("third")) == (1, 1)
+
+
+async def test_a_model_that_answers_is_not_named() -> None:
+    async with _serving(_sends(*_GOOD)) as upstream, _completing(upstream.url, fallbacks=_FALLBACKS) as completer:
+        assert {delta.model for delta in await _read(completer)} == {None}
+
+
+async def test_where_all_are_away_the_client_is_told_of_the_model_it_asked_for() -> None:
+    plays = {"model": _refuses(429), "second": _refuses(404), "third": _hangs(head=b"")}
+    async with (
+        _serving(_by_model(plays)) as upstream,
+        _completing(upstream.url, fallbacks=_FALLBACKS, read_timeout_seconds=0.3) as completer,
+    ):
+        with pytest.raises(ModelsAwayError) as caught:
+            await _read(completer)
+    assert (caught.value.code, "limit" in caught.value.message) == (ErrorCode.LLM_UNAVAILABLE, True)
+
+
+@pytest.mark.parametrize(
+    "play", [_refuses(401), _refuses(400), _breaks(_text("Four")), _sends(_text("Four"), b"data: {nonsense\n\n")]
+)
+async def test_nobody_stands_in_for_a_model_that_refuses_or_has_begun(play: Play) -> None:
+    async with _serving(play) as upstream, _completing(upstream.url, fallbacks=_FALLBACKS) as completer:
+        with pytest.raises(PlatformError):
+            await _read(completer)
+        assert [request["model"] for request in upstream.requests] == ["model"]
+
+
+async def test_a_model_that_keeps_failing_is_asked_no_more_while_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstreams, "RETRY_WINDOW_SECONDS", 0.0)
+    plays = {"model": _refuses(500), "second": _sends(*_GOOD)}
+    async with (
+        _serving(_by_model(plays)) as upstream,
+        _completing(upstream.url, fallbacks="model=second") as completer,
+    ):
+        for _ in range(50):
+            assert _joined(await _read(completer)) == "Four cranes."
+        asked = [request["model"] for request in upstream.requests]
+    assert asked.count("second") == 50
+    assert 10 <= asked.count("model") < 15

@@ -1,7 +1,6 @@
 """The conversations service over real databases: what clients read, who may read it, and what is written when."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,17 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, delete, insert, select, update
 
 from libs.common.contracts import conversations as contract
-from libs.common.contracts.base import Message, TaskSpec
-from libs.common.contracts.chat import ANSWER, AnswerRequest, ChatMessage, Shape, Turn
+from libs.common.contracts.base import JobSpec, Message, TaskSpec
+from libs.common.contracts.chat import AnswerRequest, Turn
 from libs.common.contracts.conversations import (
     AbandonTurn,
+    ChangeConversation,
     CloseTurn,
     ConversationId,
     CreateConversation,
     CreateItems,
+    DeleteItem,
+    ForkConversation,
     ItemId,
     ListInputItems,
     ListItems,
@@ -27,165 +29,36 @@ from libs.common.contracts.conversations import (
     ResponseId,
     UpdateConversation,
 )
-from libs.common.contracts.items import messages_of, normalise_items
-from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
+from libs.common.errors import ErrorCode, PermanentError, RetryableError
 from libs.common.keyring import Keyring
 from libs.common.records.database import Database
-from libs.common.records.tables import conversation_items, conversations, responses, tenants
-from libs.common.tasks.replies import Reply
-from services.conversations import store
-from services.conversations.commands import Commands
+from libs.common.records.tables import conversation_items, conversations, responses
+from services.conversations import item_store
 from services.conversations.encryption import DataKeys
 from services.conversations.main import create_worker
 from services.conversations.settings import ConversationsSettings
-from services.conversations.turns import Turns
-
-A, B = "tenant_a", "tenant_b"
-CANARY = "heron-by-the-mill-pond"
-
-Handler = Callable[[Any, Reply[Any]], Awaitable[None]]
-
-
-class RecordedReply(Reply[Any]):
-    """Keeps what a handler sends, in the place of a broker."""
-
-    def __init__(self, tenant_id: str, request_id: str = "request_1", *, broken: bool = False) -> None:
-        self._tenant_id, self._request_id, self._broken = tenant_id, request_id, broken
-        self._first = 0
-        self._blocks: list[bytes] = []
-        self.ended = False
-        self.final: Any = None
-        self.passed: tuple[str, Any] | None = None
-
-    @property
-    def request_id(self) -> str:
-        return self._request_id
-
-    @property
-    def tenant_id(self) -> str:
-        return self._tenant_id
-
-    def event(self, block: bytes) -> None:
-        self._blocks.append(block)
-
-    async def done(self, reply: Message) -> None:
-        self.ended, self.final = True, reply
-
-    async def pass_on(self, spec: TaskSpec[Any, Any], request: Message) -> None:
-        if self._broken:
-            raise RetryableError(ErrorCode.QUEUE_UNAVAILABLE, "The broker is away.")
-        self.ended, self.passed = True, (spec.name, request)
-
-
-class Service:
-    """The service's handlers, called as the worker calls them."""
-
-    def __init__(self, database: Database, keyring: Keyring, **settings: Any) -> None:
-        self.database = database
-        data_keys = DataKeys(keyring)
-        self.commands = Commands(database, data_keys)
-        self.turns = Turns(database, data_keys, ConversationsSettings(**settings))
-
-    async def do(self, handler: Handler, request: Message, tenant_id: str = A) -> Any:
-        reply = RecordedReply(tenant_id)
-        await handler(request, reply)
-        assert reply.ended
-        return getattr(reply.final, "body", None)
-
-    async def create(self, *texts: str, conversation_id: str = "conv_1", tenant_id: str = A, **metadata: str) -> Any:
-        request = CreateConversation(
-            conversation_id=conversation_id, created_at=1_700_000_000, items=_items(*texts), metadata=metadata
-        )
-        return await self.do(self.commands.create, request, tenant_id)
-
-    async def texts(self, conversation_id: str = "conv_1", tenant_id: str = A) -> list[str]:
-        page = ListItems(conversation_id=conversation_id, limit=100, order="asc")
-        body = await self.do(self.commands.list_items, page, tenant_id)
-        return [item["content"][0]["text"] for item in body["data"]]
-
-    async def open(self, opening: OpenTurn, tenant_id: str = A) -> AnswerRequest:
-        reply = RecordedReply(tenant_id, opening.answer.id)
-        await self.turns.open(opening, reply)
-        assert reply.passed is not None
-        name, request = reply.passed
-        assert name == ANSWER.name
-        assert isinstance(request, AnswerRequest)
-        return request
-
-    async def close(self, question: AnswerRequest, text: str = "Because.", tenant_id: str = A) -> RecordedReply:
-        reply = RecordedReply(tenant_id, question.id)
-        closing = CloseTurn(request=question, response=_answer(question, text), next_sequence=7)
-        await self.turns.close(closing, reply)
-        return reply
-
-    def rows(self, statement: Any) -> list[Any]:
-        return self.database.read_now(lambda connection: list(connection.execute(statement)))
-
-    def change(self, statement: Any) -> None:
-        self.database.write_now(lambda connection: connection.execute(statement))
+from services.conversations.wrapping import KeyringWrapper
+from tests.integration.conversation_service import (
+    CANARY,
+    A,
+    B,
+    Handler,
+    RecordedReply,
+    Service,
+    answer_of,
+    code_of,
+    items_of,
+    opening_of,
+    prompt_of,
+    question_of,
+    serving,
+    without_time,
+)
 
 
 @pytest.fixture
 def service(database: Database, keyring: Keyring) -> Service:
-    def add_tenants(connection: Connection) -> None:
-        connection.execute(insert(tenants), [{"id": each, "name": each, "created_at": 0.0} for each in (A, B)])
-
-    database.write_now(add_tenants)
-    return Service(database, keyring)
-
-
-def _items(*texts: str) -> tuple[dict[str, Any], ...]:
-    return normalise_items([{"role": "user", "content": text} for text in texts])
-
-
-def _question(
-    text: str,
-    *,
-    response_id: str = "resp_1",
-    conversation_id: str | None = None,
-    previous: str | None = None,
-    stream: bool = False,
-    stored: bool = True,
-) -> AnswerRequest:
-    items = _items(text)
-    return AnswerRequest(
-        id=response_id,
-        created_at=1_700_000_000,
-        shape=Shape.RESPONSE,
-        model="m",
-        messages=(ChatMessage(role="developer", content="Be brief."), *messages_of(items)),
-        stream=stream,
-        turn=Turn(conversation_id=conversation_id, previous_response_id=previous, input_items=items)
-        if stored
-        else None,
-    )
-
-
-def _opening(text: str, response_id: str = "resp_1", *, stream: bool = False) -> OpenTurn:
-    question = _question(text, response_id=response_id, conversation_id="conv_1", stream=stream)
-    return OpenTurn(answer=question, conversation_id="conv_1")
-
-
-def _answer(question: AnswerRequest, text: str, status: str = "completed") -> dict[str, Any]:
-    content = [{"type": "output_text", "text": text, "annotations": []}]
-    message = {"type": "message", "id": f"msg_of_{question.id}", "status": status, "role": "assistant"}
-    return {
-        "id": question.id,
-        "object": "response",
-        "status": status,
-        "output": [{**message, "content": content}],
-        "previous_response_id": question.turn.previous_response_id if question.turn else None,
-    }
-
-
-def _prompt(question: AnswerRequest) -> list[object]:
-    return [message.content for message in question.messages]
-
-
-async def _code(awaitable: Awaitable[Any]) -> tuple[ErrorCode, str]:
-    with pytest.raises(PlatformError) as refused:
-        await awaitable
-    return refused.value.code, refused.value.message
+    return serving(database, keyring)
 
 
 # Conversations
@@ -198,9 +71,11 @@ async def test_a_conversation_is_created_read_and_changed(service: Service) -> N
         "object": "conversation",
         "created_at": 1_700_000_000,
         "metadata": {"topic": "greeting"},
+        "expires_after": None,
+        "expires_at": None,
     }
-    assert created == expected
-    assert await service.do(service.commands.retrieve, ConversationId(conversation_id="conv_1")) == expected
+    assert without_time(created) == expected
+    assert await service.do(service.commands.retrieve, ConversationId(conversation_id="conv_1")) == created
     change = UpdateConversation(conversation_id="conv_1", metadata={"topic": "farewell"})
     assert (await service.do(service.commands.update, change))["metadata"] == {"topic": "farewell"}
     again = await service.do(service.commands.retrieve, ConversationId(conversation_id="conv_1"))
@@ -209,7 +84,7 @@ async def test_a_conversation_is_created_read_and_changed(service: Service) -> N
 
 async def test_a_repeated_creation_gives_the_same_and_writes_nothing(service: Service) -> None:
     request = CreateConversation(
-        conversation_id="conv_1", created_at=5, items=_items("One", "Two"), metadata={"a": "b"}
+        conversation_id="conv_1", created_at=5, items=items_of("One", "Two"), metadata={"a": "b"}
     )
     first = await service.do(service.commands.create, request)
     assert await service.do(service.commands.create, request) == first
@@ -218,13 +93,13 @@ async def test_a_repeated_creation_gives_the_same_and_writes_nothing(service: Se
 
 async def test_a_creation_under_another_tenants_id_changes_nothing(service: Service) -> None:
     await service.create("Hello")
-    code, _ = await _code(service.create("Mine", tenant_id=B))
+    code, _ = await code_of(service.create("Mine", tenant_id=B))
     assert code is ErrorCode.NOT_FOUND
     assert await service.texts() == ["Hello"]
 
 
 async def test_many_copies_of_a_creation_at_once_create_one(service: Service) -> None:
-    request = CreateConversation(conversation_id="conv_1", created_at=5, items=_items("One", "Two"))
+    request = CreateConversation(conversation_id="conv_1", created_at=5, items=items_of("One", "Two"))
     bodies = await asyncio.gather(*(service.do(service.commands.create, request) for _ in range(10)))
     assert all(body == bodies[0] for body in bodies)
     assert await service.texts() == ["One", "Two"]
@@ -232,19 +107,19 @@ async def test_many_copies_of_a_creation_at_once_create_one(service: Service) ->
 
 async def test_a_deleted_conversation_is_gone_with_key_items_and_responses(service: Service) -> None:
     await service.create("Hello")
-    await service.close(await service.open(_opening("Why?")))
-    await service.do(service.commands.delete, ConversationId(conversation_id="conv_1"))
+    await service.close(await service.open(opening_of("Why?")))
+    await service.do(service.commands.delete, ChangeConversation(conversation_id="conv_1"))
     for table in (conversations, conversation_items, responses):
         assert service.rows(select(table)) == []
     gone = service.do(service.commands.retrieve, ConversationId(conversation_id="conv_1"))
-    assert (await _code(gone))[0] is ErrorCode.NOT_FOUND
+    assert (await code_of(gone))[0] is ErrorCode.NOT_FOUND
 
 
 async def test_without_its_key_a_conversation_cannot_be_read(service: Service) -> None:
     await service.create("Hello")
-    other = DataKeys(Keyring.parse(Keyring.generate())).create(A, "conv_1")[0]
+    other = DataKeys(KeyringWrapper(Keyring.parse(Keyring.generate()))).create(A, "conv_1")[0]
     service.change(update(conversations).values(wrapped_key=other))
-    assert (await _code(service.texts()))[0] is ErrorCode.DECRYPT_FAILED
+    assert (await code_of(service.texts()))[0] is ErrorCode.DECRYPT_FAILED
 
 
 # Items
@@ -252,8 +127,8 @@ async def test_without_its_key_a_conversation_cannot_be_read(service: Service) -
 
 async def test_items_are_appended_in_order_and_read_one_by_one(service: Service) -> None:
     await service.create("One")
-    new = _items("Two", "Three")
-    page = await service.do(service.commands.create_items, CreateItems(conversation_id="conv_1", items=new))
+    new = items_of("Two", "Three")
+    page = await service.do(service.items.create, CreateItems(conversation_id="conv_1", items=new))
     assert page == {
         "object": "list",
         "data": list(new),
@@ -262,29 +137,29 @@ async def test_items_are_appended_in_order_and_read_one_by_one(service: Service)
         "has_more": False,
     }
     assert await service.texts() == ["One", "Two", "Three"]
-    one = await service.do(service.commands.retrieve_item, ItemId(conversation_id="conv_1", item_id=new[1]["id"]))
+    one = await service.do(service.items.retrieve, ItemId(conversation_id="conv_1", item_id=new[1]["id"]))
     assert one == new[1]
 
 
 async def test_a_repeated_append_appends_once_and_tells_what_is_stored(service: Service) -> None:
     await service.create()
-    request = CreateItems(conversation_id="conv_1", items=_items("One", "Two"))
-    first = await service.do(service.commands.create_items, request)
-    assert await service.do(service.commands.create_items, request) == first
-    changed = ({**request.items[0], "content": [{"type": "input_text", "text": "Other"}]}, *_items("Three"))
-    later = await service.do(service.commands.create_items, CreateItems(conversation_id="conv_1", items=changed))
+    request = CreateItems(conversation_id="conv_1", items=items_of("One", "Two"))
+    first = await service.do(service.items.create, request)
+    assert await service.do(service.items.create, request) == first
+    changed = ({**request.items[0], "content": [{"type": "input_text", "text": "Other"}]}, *items_of("Three"))
+    later = await service.do(service.items.create, CreateItems(conversation_id="conv_1", items=changed))
     assert later["data"][0] == request.items[0]
     assert await service.texts() == ["One", "Two", "Three"]
 
 
 async def test_a_deleted_item_leaves_the_others_and_gives_the_conversation(service: Service) -> None:
     created = await service.create("One", "Two", "Three")
-    items = (await service.do(service.commands.list_items, ListItems(conversation_id="conv_1", order="asc")))["data"]
-    item = ItemId(conversation_id="conv_1", item_id=items[1]["id"])
-    assert await service.do(service.commands.delete_item, item) == created
+    items = (await service.do(service.items.list, ListItems(conversation_id="conv_1", order="asc")))["data"]
+    item = DeleteItem(conversation_id="conv_1", item_id=items[1]["id"])
+    assert without_time(await service.do(service.items.delete, item)) == without_time(created)
     assert await service.texts() == ["One", "Three"]
-    for handler in (service.commands.delete_item, service.commands.retrieve_item):
-        assert (await _code(service.do(handler, item)))[0] is ErrorCode.NOT_FOUND
+    for handler in (service.items.delete, service.items.retrieve):
+        assert (await code_of(service.do(handler, item)))[0] is ErrorCode.NOT_FOUND
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -294,7 +169,7 @@ async def test_pages_give_every_item_once_in_order(service: Service, order: Any)
     seen, after, more = [], None, True
     while more:
         query = ListItems(conversation_id="conv_1", after=after, limit=3, order=order)
-        body = await service.do(service.commands.list_items, query)
+        body = await service.do(service.items.list, query)
         assert (body["first_id"], body["last_id"]) == (body["data"][0]["id"], body["data"][-1]["id"])
         seen += [item["content"][0]["text"] for item in body["data"]]
         after, more = body["last_id"], body["has_more"]
@@ -303,7 +178,7 @@ async def test_pages_give_every_item_once_in_order(service: Service, order: Any)
 
 async def test_an_empty_page_has_no_ids(service: Service) -> None:
     await service.create()
-    body = await service.do(service.commands.list_items, ListItems(conversation_id="conv_1"))
+    body = await service.do(service.items.list, ListItems(conversation_id="conv_1"))
     assert body == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
 
@@ -314,16 +189,16 @@ async def test_a_cursor_of_another_conversation_is_refused(service: Service) -> 
         0
     ].id
     query = ListItems(conversation_id="conv_1", after=item_id)
-    assert (await _code(service.do(service.commands.list_items, query)))[0] is ErrorCode.INVALID_CURSOR
+    assert (await code_of(service.do(service.items.list, query)))[0] is ErrorCode.INVALID_CURSOR
 
 
 async def test_appends_at_once_lose_nothing_and_keep_each_callers_order(service: Service) -> None:
     await service.create()
     requests = [
-        CreateItems(conversation_id="conv_1", items=_items(*(f"{caller}:{number}" for number in range(3))))
+        CreateItems(conversation_id="conv_1", items=items_of(*(f"{caller}:{number}" for number in range(3))))
         for caller in range(20)
     ]
-    await asyncio.gather(*(service.do(service.commands.create_items, request) for request in requests))
+    await asyncio.gather(*(service.do(service.items.create, request) for request in requests))
     texts = await service.texts()
     assert len(texts) == 60
     for caller in range(20):
@@ -332,7 +207,7 @@ async def test_appends_at_once_lose_nothing_and_keep_each_callers_order(service:
 
 async def test_an_append_that_fails_midway_appends_nothing(service: Service) -> None:
     await service.create("One")
-    good = _items("Two", "Three")
+    good = items_of("Two", "Three")
     # The last position is taken, as nothing but damage to the record can bring about.
     service.change(
         insert(conversation_items).values(
@@ -340,28 +215,28 @@ async def test_an_append_that_fails_midway_appends_nothing(service: Service) -> 
         )
     )
     with pytest.raises(Exception, match=r"(?i)unique"):
-        await service.do(service.commands.create_items, CreateItems(conversation_id="conv_1", items=good))
+        await service.do(service.items.create, CreateItems(conversation_id="conv_1", items=good))
     service.change(delete(conversation_items).where(conversation_items.c.id == "msg_x"))
     assert await service.texts() == ["One"]
     assert service.rows(select(conversations.c.next_position))[0].next_position == 1
 
 
 async def test_a_moved_item_is_refused_and_the_others_are_read(service: Service) -> None:
-    items = _items("One", "Two")
+    items = items_of("One", "Two")
     await service.create()
-    await service.do(service.commands.create_items, CreateItems(conversation_id="conv_1", items=items))
+    await service.do(service.items.create, CreateItems(conversation_id="conv_1", items=items))
     first, second = (each["id"] for each in items)
     sealed = service.rows(select(conversation_items.c.sealed_item).where(conversation_items.c.id == first))[0][0]
     service.change(update(conversation_items).where(conversation_items.c.id == second).values(sealed_item=sealed))
     moved = ItemId(conversation_id="conv_1", item_id=second)
-    code, message = await _code(service.do(service.commands.retrieve_item, moved))
+    code, message = await code_of(service.do(service.items.retrieve, moved))
     assert code is ErrorCode.DECRYPT_FAILED
     assert second in message
     # A page with a hole in it would pass for the whole: it fails, and says which item to delete.
-    assert await _code(service.texts()) == (code, message)
-    sound = await service.do(service.commands.retrieve_item, ItemId(conversation_id="conv_1", item_id=first))
+    assert await code_of(service.texts()) == (code, message)
+    sound = await service.do(service.items.retrieve, ItemId(conversation_id="conv_1", item_id=first))
     assert sound == items[0]
-    await service.do(service.commands.delete_item, moved)
+    await service.do(service.items.delete, DeleteItem(conversation_id="conv_1", item_id=second))
     assert await service.texts() == ["One"]
 
 
@@ -370,34 +245,35 @@ async def test_a_moved_item_is_refused_and_the_others_are_read(service: Service)
 
 async def test_another_tenants_things_are_as_if_they_were_not_there(service: Service) -> None:
     await service.create("Hello")
-    await service.close(await service.open(_opening("Why?")))
+    await service.close(await service.open(opening_of("Why?")))
     item_id = service.rows(select(conversation_items.c.id))[0].id
-    commands, turns = service.commands, service.turns
+    commands, items, turns, stored = service.commands, service.items, service.turns, service.responses
 
     def attempts(conversation: str, item: str, response: str) -> list[tuple[Handler, Message]]:
-        question = _question("Why?", response_id="resp_9", conversation_id=conversation)
+        question = question_of("Why?", response_id="resp_9", conversation_id=conversation)
         return [
             (commands.retrieve, ConversationId(conversation_id=conversation)),
             (commands.update, UpdateConversation(conversation_id=conversation, metadata={})),
-            (commands.delete, ConversationId(conversation_id=conversation)),
-            (commands.create_items, CreateItems(conversation_id=conversation, items=_items("Mine"))),
-            (commands.list_items, ListItems(conversation_id=conversation)),
-            (commands.retrieve_item, ItemId(conversation_id=conversation, item_id=item)),
-            (commands.delete_item, ItemId(conversation_id=conversation, item_id=item)),
-            (commands.retrieve_response, ResponseId(response_id=response)),
-            (commands.delete_response, ResponseId(response_id=response)),
-            (commands.list_input_items, ListInputItems(response_id=response)),
+            (commands.delete, ChangeConversation(conversation_id=conversation)),
+            (service.forks.fork, ForkConversation(conversation_id=conversation, fork_id="conv_9", created_at=1)),
+            (items.create, CreateItems(conversation_id=conversation, items=items_of("Mine"))),
+            (items.list, ListItems(conversation_id=conversation)),
+            (items.retrieve, ItemId(conversation_id=conversation, item_id=item)),
+            (items.delete, DeleteItem(conversation_id=conversation, item_id=item)),
+            (stored.retrieve, ResponseId(response_id=response)),
+            (stored.delete, ResponseId(response_id=response)),
+            (stored.list_input_items, ListInputItems(response_id=response)),
             (turns.open, OpenTurn(answer=question, conversation_id=conversation)),
             (turns.open, OpenTurn(answer=question, previous_response_id=response)),
-            (turns.close, CloseTurn(request=question, response=_answer(question, "Mine"))),
+            (turns.close, CloseTurn(request=question, response=answer_of(question, "Mine"))),
         ]
 
     foreign, missing = attempts("conv_1", item_id, "resp_1"), attempts("conv_0", "msg_0", "resp_0")
     for (handler, request), (_, other) in zip(foreign, missing, strict=True):
-        code, message = await _code(service.do(handler, request, B))
+        code, message = await code_of(service.do(handler, request, B))
         assert code is ErrorCode.NOT_FOUND
         unnamed = message.replace("conv_1", "conv_0").replace("resp_1", "resp_0").replace(item_id, "msg_0")
-        assert (code, unnamed) == await _code(service.do(handler, other, B))
+        assert (code, unnamed) == await code_of(service.do(handler, other, B))
     await service.do(turns.abandon, AbandonTurn(conversation_id="conv_1", token=1), B)
     assert await service.texts() == ["Hello", "Why?", "Because."]
 
@@ -407,24 +283,24 @@ async def test_another_tenants_things_are_as_if_they_were_not_there(service: Ser
 
 async def test_a_turn_adds_the_history_and_then_the_answer(service: Service) -> None:
     await service.create("Hello")
-    first = await service.open(_opening("Why?"))
-    assert _prompt(first) == ["Be brief.", "Hello", "Why?"]
+    first = await service.open(opening_of("Why?"))
+    assert prompt_of(first) == ["Be brief.", "Hello", "Why?"]
     assert first.turn is not None
     assert first.turn.token == 1
     await service.close(first)
-    second = await service.open(_opening("Who?", "resp_2"))
-    assert _prompt(second) == ["Be brief.", "Hello", "Why?", "Because.", "Who?"]
+    second = await service.open(opening_of("Who?", "resp_2"))
+    assert prompt_of(second) == ["Be brief.", "Hello", "Why?", "Because.", "Who?"]
 
 
 async def test_only_the_newest_turns_within_the_budget_are_added(service: Service) -> None:
     frugal = Service(service.database, Keyring.parse(Keyring.generate()), history_tokens=20)
     await frugal.create("x" * 400, "Newer")
-    assert _prompt(await frugal.open(_opening("Why?"))) == ["Be brief.", "Newer", "Why?"]
+    assert prompt_of(await frugal.open(opening_of("Why?"))) == ["Be brief.", "Newer", "Why?"]
 
 
 async def test_one_of_many_turns_at_once_is_opened(service: Service) -> None:
     await service.create("Hello")
-    openings = [service.open(_opening("Why?", f"resp_{number}")) for number in range(10)]
+    openings = [service.open(opening_of("Why?", f"resp_{number}")) for number in range(10)]
     outcomes = await asyncio.gather(*openings, return_exceptions=True)
     opened = [outcome for outcome in outcomes if isinstance(outcome, AnswerRequest)]
     locked = [outcome for outcome in outcomes if isinstance(outcome, RetryableError)]
@@ -435,19 +311,19 @@ async def test_one_of_many_turns_at_once_is_opened(service: Service) -> None:
 
 async def test_the_same_request_takes_its_turn_again_and_fences_its_first_attempt(service: Service) -> None:
     await service.create("Hello")
-    first = await service.open(_opening("Why?"))
-    second = await service.open(_opening("Why?"))
-    assert (await _code(service.close(first)))[0] is ErrorCode.CONVERSATION_LOCKED
+    first = await service.open(opening_of("Why?"))
+    second = await service.open(opening_of("Why?"))
+    assert (await code_of(service.close(first)))[0] is ErrorCode.CONVERSATION_LOCKED
     await service.close(second)
     assert await service.texts() == ["Hello", "Why?", "Because."]
 
 
 async def test_an_expired_turn_can_be_taken_and_its_late_answer_writes_nothing(service: Service) -> None:
     await service.create("Hello")
-    late = await service.open(_opening("Why?"))
+    late = await service.open(opening_of("Why?"))
     service.change(update(conversations).values(turn_expires_at=1.0))
-    other = await service.open(_opening("Who?", "resp_2"))
-    assert (await _code(service.close(late)))[0] is ErrorCode.CONVERSATION_LOCKED
+    other = await service.open(opening_of("Who?", "resp_2"))
+    assert (await code_of(service.close(late)))[0] is ErrorCode.CONVERSATION_LOCKED
     assert await service.texts() == ["Hello"]
     assert service.rows(select(responses)) == []
     await service.close(other)
@@ -456,7 +332,7 @@ async def test_an_expired_turn_can_be_taken_and_its_late_answer_writes_nothing(s
 
 async def test_an_expired_turn_that_nobody_took_can_still_be_closed(service: Service) -> None:
     await service.create("Hello")
-    late = await service.open(_opening("Why?"))
+    late = await service.open(opening_of("Why?"))
     service.change(update(conversations).values(turn_expires_at=1.0))
     await service.close(late)
     assert await service.texts() == ["Hello", "Why?", "Because."]
@@ -464,31 +340,31 @@ async def test_an_expired_turn_that_nobody_took_can_still_be_closed(service: Ser
 
 async def test_an_abandoned_turn_is_free_unless_another_has_it(service: Service) -> None:
     await service.create("Hello")
-    await service.open(_opening("Why?"))
+    await service.open(opening_of("Why?"))
     await service.do(service.turns.abandon, AbandonTurn(conversation_id="conv_1", token=1))
-    await service.open(_opening("Who?", "resp_2"))
+    await service.open(opening_of("Who?", "resp_2"))
     await service.do(service.turns.abandon, AbandonTurn(conversation_id="conv_1", token=1))
-    assert (await _code(service.open(_opening("When?", "resp_3"))))[0] is ErrorCode.CONVERSATION_LOCKED
+    assert (await code_of(service.open(opening_of("When?", "resp_3"))))[0] is ErrorCode.CONVERSATION_LOCKED
 
 
 async def test_a_turn_that_cannot_be_passed_on_is_free_again(service: Service) -> None:
     await service.create("Hello")
-    opening = _opening("Why?")
+    opening = opening_of("Why?")
     lost = service.turns.open(opening, RecordedReply(A, "resp_1", broken=True))
-    assert (await _code(lost))[0] is ErrorCode.QUEUE_UNAVAILABLE
-    await service.open(_opening("Who?", "resp_2"))
+    assert (await code_of(lost))[0] is ErrorCode.QUEUE_UNAVAILABLE
+    await service.open(opening_of("Who?", "resp_2"))
 
 
 async def test_a_turn_over_a_damaged_history_is_refused_and_free_again(service: Service) -> None:
     await service.create("Hello")
     service.change(update(conversation_items).values(sealed_item=b"damaged"))
-    assert (await _code(service.open(_opening("Why?"))))[0] is ErrorCode.DECRYPT_FAILED
+    assert (await code_of(service.open(opening_of("Why?"))))[0] is ErrorCode.DECRYPT_FAILED
     assert service.rows(select(conversations.c.turn_holder))[0].turn_holder is None
 
 
 async def test_a_repeated_close_writes_once_and_gives_the_answer_that_is_stored(service: Service) -> None:
     await service.create("Hello")
-    question = await service.open(_opening("Why?"))
+    question = await service.open(opening_of("Why?"))
     first = await service.close(question)
     again = await service.close(question, "Another answer.")
     assert again.final == first.final
@@ -500,16 +376,16 @@ async def test_a_close_that_fails_between_response_and_items_writes_neither(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.create("Hello")
-    question = await service.open(_opening("Why?"))
+    question = await service.open(opening_of("Why?"))
     seen: list[int] = []
 
-    def fail(connection: Connection, *_: object) -> None:
+    def fail(connection: Connection, *_: object, **__: object) -> None:
         seen.append(len(connection.execute(select(responses.c.id)).all()))
         raise RetryableError(ErrorCode.STORAGE_FULL, "The disk is full.")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, "append", fail)
-        assert (await _code(service.close(question)))[0] is ErrorCode.STORAGE_FULL
+        broken.setattr(item_store, "append", fail)
+        assert (await code_of(service.close(question)))[0] is ErrorCode.STORAGE_FULL
     assert seen == [1]  # the response was there, inside the transaction
     assert service.rows(select(responses)) == []
     assert await service.texts() == ["Hello"]
@@ -520,7 +396,7 @@ async def test_a_close_that_fails_between_response_and_items_writes_neither(
 
 async def test_many_copies_of_a_close_at_once_write_once(service: Service) -> None:
     await service.create("Hello")
-    question = await service.open(_opening("Why?"))
+    question = await service.open(opening_of("Why?"))
     replies = await asyncio.gather(*(service.close(question) for _ in range(8)))
     assert all(reply.final == replies[0].final for reply in replies)
     assert await service.texts() == ["Hello", "Why?", "Because."]
@@ -528,19 +404,19 @@ async def test_many_copies_of_a_close_at_once_write_once(service: Service) -> No
 
 async def test_a_question_asked_again_after_its_answer_was_stored_gets_that_answer(service: Service) -> None:
     await service.create("Hello")
-    first = await service.close(await service.open(_opening("Why?")))
+    first = await service.close(await service.open(opening_of("Why?")))
     reply = RecordedReply(A, "resp_1")
-    await service.turns.open(_opening("Why?"), reply)
+    await service.turns.open(opening_of("Why?"), reply)
     assert reply.passed is None
     assert reply.final == first.final
-    await service.open(_opening("Who?", "resp_2"))  # the turn was not taken for it
+    await service.open(opening_of("Who?", "resp_2"))  # the turn was not taken for it
 
 
 async def test_a_turn_of_a_conversation_that_was_deleted_meanwhile_writes_nothing(service: Service) -> None:
     await service.create("Hello")
-    question = await service.open(_opening("Why?"))
-    await service.do(service.commands.delete, ConversationId(conversation_id="conv_1"))
-    assert (await _code(service.close(question)))[0] is ErrorCode.NOT_FOUND
+    question = await service.open(opening_of("Why?"))
+    await service.do(service.commands.delete, ChangeConversation(conversation_id="conv_1"))
+    assert (await code_of(service.close(question)))[0] is ErrorCode.NOT_FOUND
     assert service.rows(select(responses)) == []
 
 
@@ -548,22 +424,22 @@ async def test_deleting_while_a_turn_is_closed_leaves_nothing(service: Service) 
     for number in range(10):
         name = f"conv_{number}"
         await service.create("Hello", conversation_id=name)
-        question = _question("Why?", response_id=f"resp_{number}", conversation_id=name)
+        question = question_of("Why?", response_id=f"resp_{number}", conversation_id=name)
         opened = await service.open(OpenTurn(answer=question, conversation_id=name))
 
         async def close(opened: AnswerRequest = opened) -> None:
             with suppress(PermanentError):
                 await service.close(opened)
 
-        await asyncio.gather(close(), service.do(service.commands.delete, ConversationId(conversation_id=name)))
+        await asyncio.gather(close(), service.do(service.commands.delete, ChangeConversation(conversation_id=name)))
     assert service.rows(select(responses)) == service.rows(select(conversation_items)) == []
 
 
 @pytest.mark.parametrize("status", ["completed", "incomplete"])
 async def test_a_stream_ends_with_the_stored_response(service: Service, status: str) -> None:
     await service.create("Hello")
-    question = await service.open(_opening("Why?", stream=True))
-    reply, body = RecordedReply(A, question.id), _answer(question, "Because.", status)
+    question = await service.open(opening_of("Why?", stream=True))
+    reply, body = RecordedReply(A, question.id), answer_of(question, "Because.", status)
     await service.turns.close(CloseTurn(request=question, response=body, next_sequence=7), reply)
     event, data = reply._blocks[0].decode().splitlines()[:2]
     assert event == f"event: response.{status}"
@@ -577,74 +453,74 @@ async def test_a_stream_ends_with_the_stored_response(service: Service, status: 
 
 
 async def test_a_stored_response_is_read_with_its_input_and_deleted(service: Service) -> None:
-    question = _question("Why?")
+    question = question_of("Why?")
     assert question.turn is not None
     await service.close(question)
     named = ResponseId(response_id="resp_1")
-    assert await service.do(service.commands.retrieve_response, named) == _answer(question, "Because.")
-    page = await service.do(service.commands.list_input_items, ListInputItems(response_id="resp_1"))
+    assert await service.do(service.responses.retrieve, named) == answer_of(question, "Because.")
+    page = await service.do(service.responses.list_input_items, ListInputItems(response_id="resp_1"))
     assert page["data"] == list(question.turn.input_items)
-    await service.do(service.commands.delete_response, named)
-    assert (await _code(service.do(service.commands.retrieve_response, named)))[0] is ErrorCode.NOT_FOUND
+    await service.do(service.responses.delete, named)
+    assert (await code_of(service.do(service.responses.retrieve, named)))[0] is ErrorCode.NOT_FOUND
     assert service.rows(select(responses)) == []
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 async def test_input_items_come_in_pages(service: Service, order: Any) -> None:
-    items = _items("One", "Two", "Three")
-    question = _question("Why?").model_copy(update={"turn": Turn(input_items=items)})
+    items = items_of("One", "Two", "Three")
+    question = question_of("Why?").model_copy(update={"turn": Turn(input_items=items)})
     await service.close(question)
     first = ListInputItems(response_id="resp_1", limit=2, order=order)
-    page = await service.do(service.commands.list_input_items, first)
-    rest = await service.do(service.commands.list_input_items, first.model_copy(update={"after": page["last_id"]}))
+    page = await service.do(service.responses.list_input_items, first)
+    rest = await service.do(service.responses.list_input_items, first.model_copy(update={"after": page["last_id"]}))
     assert (page["has_more"], rest["has_more"]) == (True, False)
     assert page["data"] + rest["data"] == list(items if order == "asc" else items[::-1])
-    unknown = service.do(service.commands.list_input_items, first.model_copy(update={"after": "msg_0"}))
-    assert (await _code(unknown))[0] is ErrorCode.INVALID_CURSOR
+    unknown = service.do(service.responses.list_input_items, first.model_copy(update={"after": "msg_0"}))
+    assert (await code_of(unknown))[0] is ErrorCode.INVALID_CURSOR
 
 
 async def test_a_chain_of_responses_is_a_history(service: Service) -> None:
-    await service.close(_question("One?"), "1")
-    second = _question("Two?", response_id="resp_2", previous="resp_1")
+    await service.close(question_of("One?"), "1")
+    second = question_of("Two?", response_id="resp_2", previous="resp_1")
     opened = await service.open(OpenTurn(answer=second, previous_response_id="resp_1"))
-    assert _prompt(opened) == ["Be brief.", "One?", "1", "Two?"]
+    assert prompt_of(opened) == ["Be brief.", "One?", "1", "Two?"]
     await service.close(opened, "2")
-    third = _question("Three?", response_id="resp_3", previous="resp_2")
+    third = question_of("Three?", response_id="resp_3", previous="resp_2")
     opened = await service.open(OpenTurn(answer=third, previous_response_id="resp_2"))
-    assert _prompt(opened) == ["Be brief.", "One?", "1", "Two?", "2", "Three?"]
+    assert prompt_of(opened) == ["Be brief.", "One?", "1", "Two?", "2", "Three?"]
 
 
 async def test_a_chain_ends_quietly_at_a_deleted_response(service: Service) -> None:
     for number in range(1, 4):
         previous = f"resp_{number - 1}" if number > 1 else None
-        await service.close(_question(f"{number}?", response_id=f"resp_{number}", previous=previous), f"{number}.")
-    await service.do(service.commands.delete_response, ResponseId(response_id="resp_2"))
-    last = _question("4?", response_id="resp_4", previous="resp_3")
+        await service.close(question_of(f"{number}?", response_id=f"resp_{number}", previous=previous), f"{number}.")
+    await service.do(service.responses.delete, ResponseId(response_id="resp_2"))
+    last = question_of("4?", response_id="resp_4", previous="resp_3")
     opened = await service.open(OpenTurn(answer=last, previous_response_id="resp_3"))
-    assert _prompt(opened) == ["Be brief.", "3?", "3.", "4?"]
+    assert prompt_of(opened) == ["Be brief.", "3?", "3.", "4?"]
 
 
 async def test_a_chain_in_a_circle_gives_each_response_once(service: Service) -> None:
-    await service.close(_question("One?"), "1")
-    await service.close(_question("Two?", response_id="resp_2", previous="resp_1"), "2")
+    await service.close(question_of("One?"), "1")
+    await service.close(question_of("Two?", response_id="resp_2", previous="resp_1"), "2")
     # Only damage to the record makes a circle.
     service.change(update(responses).where(responses.c.id == "resp_1").values(previous_response_id="resp_2"))
-    third = _question("Three?", response_id="resp_3", previous="resp_2")
+    third = question_of("Three?", response_id="resp_3", previous="resp_2")
     opened = await service.open(OpenTurn(answer=third, previous_response_id="resp_2"))
-    assert _prompt(opened) == ["Be brief.", "One?", "1", "Two?", "2", "Three?"]
+    assert prompt_of(opened) == ["Be brief.", "One?", "1", "Two?", "2", "Three?"]
 
 
 async def test_an_answer_that_is_not_to_be_stored_is_passed_on_without_a_turn(service: Service) -> None:
-    await service.close(_question("One?"), "1")
-    second = _question("Two?", response_id="resp_2", stored=False)
+    await service.close(question_of("One?"), "1")
+    second = question_of("Two?", response_id="resp_2", stored=False)
     opened = await service.open(OpenTurn(answer=second, previous_response_id="resp_1"))
     assert opened.turn is None
-    assert _prompt(opened) == ["Be brief.", "One?", "1", "Two?"]
+    assert prompt_of(opened) == ["Be brief.", "One?", "1", "Two?"]
 
 
 async def test_a_missing_previous_response_is_named_as_the_parameter(service: Service) -> None:
     with pytest.raises(PermanentError) as refused:
-        await service.open(OpenTurn(answer=_question("Why?"), previous_response_id="resp_0"))
+        await service.open(OpenTurn(answer=question_of("Why?"), previous_response_id="resp_0"))
     assert (refused.value.code, refused.value.param) == (ErrorCode.NOT_FOUND, "previous_response_id")
 
 
@@ -655,8 +531,8 @@ async def test_a_missing_previous_response_is_named_as_the_parameter(service: Se
 async def test_no_text_lies_on_the_disk(service: Service, tmp_path: Path) -> None:
     await service.create(f"{CANARY} said", topic=CANARY)
     await service.do(service.commands.update, UpdateConversation(conversation_id="conv_1", metadata={CANARY: "x"}))
-    await service.do(service.commands.create_items, CreateItems(conversation_id="conv_1", items=_items(CANARY)))
-    await service.close(await service.open(_opening(f"Where is the {CANARY}?")), f"The {CANARY} is there.")
+    await service.do(service.items.create, CreateItems(conversation_id="conv_1", items=items_of(CANARY)))
+    await service.close(await service.open(opening_of(f"Where is the {CANARY}?")), f"The {CANARY} is there.")
     content = _bytes_on_disk(tmp_path)
     assert b"conv_1" in content
     assert CANARY.encode() not in content
@@ -668,11 +544,11 @@ async def test_no_text_is_logged_or_shown_by_an_error(
 ) -> None:
     caplog.set_level("DEBUG")
     await service.create(CANARY, topic=CANARY)
-    question = await service.open(_opening(f"Where is the {CANARY}?"))
-    _, locked = await _code(service.open(_opening(CANARY, "resp_2")))
+    question = await service.open(opening_of(f"Where is the {CANARY}?"))
+    _, locked = await code_of(service.open(opening_of(CANARY, "resp_2")))
     await service.close(question, CANARY)
     service.change(update(conversation_items).values(sealed_item=b"damaged"))
-    _, damaged = await _code(service.texts())
+    _, damaged = await code_of(service.texts())
     output = capfd.readouterr()
     assert CANARY not in f"{caplog.text}{output.out}{output.err}{locked}{damaged}"
 
@@ -689,6 +565,9 @@ def test_every_task_of_the_contract_is_handled(tmp_path: Path) -> None:
     )
     worker = create_worker(settings)
     specs = {value.name for value in vars(contract).values() if isinstance(value, TaskSpec)}
-    assert set(worker._interactive_handlers) == {name for name in specs if name.startswith("conversations.")}
+    assert set(worker._interactive_handlers) >= specs
+    assert all(name.startswith("conversations.") for name in specs)
+    job_names = {value.name for value in vars(contract).values() if isinstance(value, JobSpec)}
+    assert set(worker._job_handlers) >= {name for name in job_names if name.startswith("conversations.")}
     assert worker._database is not None
     worker._database.close()

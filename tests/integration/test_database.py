@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, event, func, insert, select
 
 from libs.common.errors import ErrorCode, RetryableError
 from libs.common.records.database import Database, epoch_now
@@ -54,6 +54,54 @@ async def test_coroutines_read_and_write_in_parallel(database: Database) -> None
     reads = [database.read(_count) for _ in range(60)]
     await asyncio.gather(*writes, *reads)
     assert await database.read(_count) == 60
+
+
+async def test_of_writes_at_the_same_time_an_error_undoes_one(database: Database) -> None:
+    def half(connection: Connection) -> None:
+        insert_tenant("half")(connection)
+        raise LookupError
+
+    writes = [database.write(half if number % 5 == 0 else insert_tenant(f"{number}")) for number in range(50)]
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes[:6]] == [LookupError, *[type(None)] * 4, LookupError]
+    assert await database.read(_count) == 40
+
+
+async def test_writes_at_the_same_time_share_commits(database: Database) -> None:
+    if not database.is_sqlite:
+        pytest.skip("a server commits for many at once by itself")
+    commits: list[Connection] = []
+    event.listen(database.engine, "commit", commits.append)
+    await asyncio.gather(*(database.write(insert_tenant(f"{number}")) for number in range(200)))
+    assert len(commits) < 100
+    assert await database.read(_count) == 200
+
+
+async def test_nobody_hears_of_a_write_whose_commit_failed(database: Database) -> None:
+    if not database.is_sqlite:
+        pytest.skip("what is committed together on a server is one query")
+
+    def refuse(_: Connection) -> None:
+        raise OSError("no commit")
+
+    await database.write(lambda _: None)  # the writer has begun
+    event.listen(database.engine, "commit", refuse)
+    outcomes = await asyncio.gather(*(database.write(insert_tenant("x")) for _ in range(20)), return_exceptions=True)
+    event.remove(database.engine, "commit", refuse)
+    assert [type(outcome) for outcome in outcomes] == [OSError] * 20
+    assert await database.read(_count) == 0
+    await database.write(insert_tenant("x"))
+    assert await database.read(_count) == 1
+
+
+async def test_a_cancelled_write_harms_no_other(database: Database) -> None:
+    writes = [asyncio.create_task(database.write(insert_tenant(f"{number}"))) for number in range(40)]
+    await asyncio.sleep(0)
+    for write in writes[::2]:
+        write.cancel()
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [outcome for outcome in outcomes[1::2] if outcome is not None] == []
+    assert 20 <= await database.read(_count) <= 40
 
 
 def test_processes_write_side_by_side(database: Database, empty_database_url: str) -> None:

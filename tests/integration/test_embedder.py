@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from libs.common import upstreams
 from libs.common.errors import ErrorCode, PermanentError, RetryableError
-from libs.common.rag import embedder as embedder_module
 from libs.common.rag.embedder import Embedder
 
 
@@ -87,7 +87,7 @@ def _embedder(endpoint: Endpoint, *, dimension: int = 2, timeout_seconds: float 
 
 @pytest.fixture(autouse=True)
 def _hasty_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedder_module, "RETRY_WINDOW_SECONDS", 0.01)
+    monkeypatch.setattr(upstreams, "RETRY_WINDOW_SECONDS", 0.01)
 
 
 async def test_vectors_come_in_the_order_of_the_texts_with_the_tokens_of_all_batches() -> None:
@@ -127,6 +127,17 @@ async def test_a_lasting_failure_is_unavailable_after_two_attempts(failure: int 
     assert raised.value.code is ErrorCode.LLM_UNAVAILABLE
     assert str(endpoint.server_port) not in str(raised.value)
     assert len(endpoint.batches) == 2
+
+
+async def test_a_model_that_keeps_failing_is_left_alone() -> None:
+    with _serving(Endpoint([500] * 50)) as endpoint:
+        embedder = _embedder(endpoint)
+        for _ in range(20):
+            with pytest.raises(RetryableError) as raised:
+                await embedder.embed(["abc"])
+        await embedder.aclose()
+    assert (raised.value.code, len(endpoint.batches)) == (ErrorCode.LLM_UNAVAILABLE, 5)
+    assert raised.value.retry_after_seconds is not None
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def test_bad_requests_name_the_field(client: OpenAI) -> None:
         400, "invalid_value", "max_num_results",
     )  # fmt: skip
     assert _refused(lambda: stores.list(after="vs_none")) == (400, "invalid_cursor", "after")
-    assert _refused(lambda: files.list(store.id, limit=0))[:2] == (400, "invalid_value")
+    assert _refused(lambda: files.list(store.id, limit=-1))[:2] == (400, "invalid_value")
 
 
 def test_another_tenant_sees_nothing_of_it(client: OpenAI, stranger: OpenAI) -> None:

@@ -208,7 +208,8 @@ async def test_a_stream_with_a_key_is_replayed_from_its_kept_events(client: http
     assert again.text == first.text
     assert "response.completed" in again.text
     unkept = {"model": _MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True}
-    codes = [await client.post("/chat/completions", headers={"idempotency-key": "t"}, json=unkept) for _ in range(2)]
+    headers = {"idempotency-key": "t", "cache-control": "no-store"}
+    codes = [await client.post("/chat/completions", headers=headers, json=unkept) for _ in range(2)]
     assert codes[0].status_code == 200
     assert _code(codes[1]) == (422, "idempotency_key_reused")
 

@@ -214,11 +214,12 @@ async def test_work_waits_for_the_vector_database_and_the_service_stays_ready(pl
         attached = await platform.file(file_id)
         assert attached.status == "in_progress"
 
-        async def tried() -> bool:
+        async def waits() -> bool:
             row = await platform.database.read(lambda c: ledger.get(c, _TENANT, str(attached.job_id)))
-            return bool(row.failures > 0)
+            assert row.failures == 0
+            return bool(row.error_code == "retrieval_unavailable" and row.attempt >= 2)
 
-        await _eventually(tried)
+        await _eventually(waits)
         port = stack.environment("ingest")["HEALTH_PORT"]
         async with httpx.AsyncClient() as client:
             report = (await client.get(f"http://127.0.0.1:{port}/readyz")).json()

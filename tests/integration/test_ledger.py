@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection, update
 
-from libs.common import ledger, reconciling
+from libs.common import dispatching, ledger, reconciling
+from libs.common.dispatching import Capacity
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
 from libs.common.ledger import ClaimedJob, LeaseLostError, NewJob
 from libs.common.records.database import Database, epoch_now
@@ -70,8 +71,9 @@ def _fail(database: Database, claimed: ClaimedJob, error: PlatformError = _RETRY
     )
 
 
-def _take(database: Database, *, window: int = 32, limit: int = 256) -> list[tuple[str, str, str]]:
-    return database.write_now(lambda c: reconciling.take_dispatchable(c, "ingest", window=window, limit=limit))
+def _take(database: Database, *, places: int = 64, share: float = 1.0) -> list[tuple[str, str, str]]:
+    capacity = Capacity({"w1": places}, share)
+    return database.write_now(lambda c: dispatching.take_dispatchable(c, "ingest", capacity))
 
 
 def test_a_job_is_claimed_with_what_was_submitted(database: Database) -> None:
@@ -332,22 +334,59 @@ def test_only_a_dead_job_is_requeued(database: Database, state: str) -> None:
     assert _row(database).state == state
 
 
-def test_tenants_take_turns_within_their_windows(database: Database) -> None:
+def test_tenants_take_turns_within_their_shares(database: Database) -> None:
     for number in range(6):
         _submit(database, f"job_a{number}", tenant_id="a")
     for number in range(2):
         _submit(database, f"job_b{number}", tenant_id="b")
-    assert [tenant for _, tenant, _ in _take(database, window=3)] == ["a", "b", "a", "b", "a"]
-    assert _take(database, window=3) == []
-    _claim(database, "job_a0")  # one place of a's window is free
-    assert [job_id for job_id, _, _ in _take(database, window=3)] == ["job_a3"]
+    assert [tenant for _, tenant, _ in _take(database, places=6, share=0.5)] == ["a", "b", "a", "b", "a"]
+    assert _take(database, places=6, share=0.5) == []
+    claimed = _claim(database, "job_a0")
+    assert _take(database, places=6, share=0.5) == [], "a running job keeps its place"
+    database.write_now(lambda c: ledger.succeed(c, claimed.id, claimed.attempt))
+    assert [job_id for job_id, _, _ in _take(database, places=6, share=0.5)] == ["job_a3"]
 
 
-def test_a_round_takes_no_more_than_its_limit_and_nothing_not_due(database: Database) -> None:
+def test_whoever_has_fewest_jobs_under_way_comes_first(database: Database) -> None:
+    for number in range(9):
+        _submit(database, f"job_a{number}", tenant_id="a")
+    assert len(_take(database, places=6)) == 6
+    _submit(database, "job_b", tenant_id="b")
+    assert _take(database, places=6) == [], "there is no place"
+    database.write_now(lambda c: ledger.cancel(c, "a", "job_a0"))
+    assert [job_id for job_id, _, _ in _take(database, places=6)] == ["job_b"]
+
+
+def test_a_newcomer_finds_a_place_beside_a_flood(database: Database) -> None:
+    for number in range(50):
+        _submit(database, f"job_a{number}", tenant_id="a")
+    assert len(_take(database, places=8, share=0.5)) == 4
+    _submit(database, "job_b", tenant_id="b")
+    assert [job_id for job_id, _, _ in _take(database, places=8, share=0.5)] == ["job_b"]
+
+
+def test_jobs_of_a_dead_worker_take_no_place(database: Database) -> None:
+    for number in range(8):
+        _submit(database, f"job_{number}")
+    assert len(_take(database, places=4)) == 4
+    for number in range(4):
+        _claim(database, f"job_{number}", worker="dead")
+    assert len(_take(database, places=4)) == 4
+
+
+def test_without_a_worker_a_few_messages_wait_for_one(database: Database) -> None:
+    for number in range(8):
+        _submit(database, f"job_{number}")
+    taken = database.write_now(lambda c: dispatching.take_dispatchable(c, "ingest", Capacity({}, 1.0)))
+    assert 0 < len(taken) < 8
+
+
+def test_a_round_takes_no_more_than_there_are_places_and_nothing_not_due(database: Database) -> None:
     for number in range(5):
         _submit(database, f"job_{number}")
     _submit(database, "job_later", delay_seconds=3600)
-    assert [len(_take(database, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
+    _submit(database, "job_other", tenant_id="t2", delay_seconds=3600)
+    assert [len(_take(database, places=places)) for places in (4, 4, 6, 6)] == [4, 0, 1, 0]
 
 
 def test_concurrent_dispatchers_take_no_job_twice(database: Database) -> None:
@@ -355,10 +394,10 @@ def test_concurrent_dispatchers_take_no_job_twice(database: Database) -> None:
         _submit(database, f"job_{number:02}", tenant_id=f"t{number % 3}")
 
     def dispatch(_number: int) -> list[str]:
-        return [job_id for _ in range(6) for job_id, _, _ in _take(database, window=100, limit=10)]
+        return [job_id for places in range(10, 70, 10) for job_id, _, _ in _take(database, places=places)]
 
     taken = Counter(job_id for round_ in _at_once(6, dispatch) for job_id in round_)
-    taken.update(job_id for job_id, _, _ in _take(database, window=100))
+    taken.update(job_id for job_id, _, _ in _take(database))
     assert len(taken) == 60
     assert set(taken.values()) == {1}
 

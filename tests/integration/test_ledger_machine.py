@@ -1,15 +1,17 @@
 """Any order of moves: no job leaves its end but by requeue, attempts only grow, and one attempt holds a job at most."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
-from libs.common import ledger, reconciling
+from libs.common import dispatching, ledger
+from libs.common.dispatching import Capacity
 from libs.common.errors import ErrorCode, PermanentError, RetryableError
 from libs.common.ledger import LeaseLostError, NewJob
 from libs.common.records.database import Database, epoch_now
@@ -52,7 +54,7 @@ class LedgerMachine(RuleBasedStateMachine):
             "retry": RetryableError(ErrorCode.SERVER_ERROR, "Again."),
             "die": PermanentError(ErrorCode.INVALID_FILE, "No."),
         }
-        verbs = {
+        verbs: dict[str, Callable[[Connection, str, int], object]] = {
             "succeed": ledger.succeed,
             "release": ledger.release,
             "end": ledger.end_cancelled,
@@ -74,9 +76,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def reap(self) -> None:
         self.database.write_now(lambda c: ledger.reap_expired(c, "ingest"))
 
-    @rule(window=st.integers(1, 2))
-    def dispatch(self, window: int) -> None:
-        self.database.write_now(lambda c: reconciling.take_dispatchable(c, "ingest", window=window, limit=9))
+    @rule(places=st.integers(4, 9))
+    def dispatch(self, places: int) -> None:
+        capacity = Capacity({"w": places}, 1.0)
+        self.database.write_now(lambda c: dispatching.take_dispatchable(c, "ingest", capacity))
 
     @rule(job_id=_JOBS)
     def cancel(self, job_id: str) -> None:

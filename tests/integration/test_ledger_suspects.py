@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy import update
 
-from libs.common import ledger, reconciling
+from libs.common import dispatching, ledger, reconciling
+from libs.common.dispatching import Capacity
 from libs.common.errors import ErrorCode, RetryableError
 from libs.common.ledger import ChargedJob, ClaimedJob, NewJob
 from libs.common.records.database import Database, epoch_now
@@ -135,7 +136,7 @@ def test_suspects_come_one_at_a_time_and_hold_up_no_others(database: Database) -
     _submit(database, "job_3", "job_4")
     assert _take(database) == ["job_1"]
     assert _take(database) == []
-    chosen = database.write_now(lambda c: reconciling.take_dispatchable(c, "ingest", window=9, limit=9))
+    chosen = database.write_now(lambda c: dispatching.take_dispatchable(c, "ingest", Capacity({"w1": 9}, 1.0)))
     assert sorted(job[0] for job in chosen) == ["job_3", "job_4"]
 
     claimed = database.write_now(lambda c: ledger.claim(c, "job_1", "w1", lease_seconds=60))

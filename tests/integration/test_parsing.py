@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from services.ingest.document import Document, LoadError
+from services.ingest.parser_server import FILES_PER_FORK
 from services.ingest.parsing import ParseLimits, Parser
 
 _FILES = Path(__file__).parents[2] / "../shared/quality/files"
@@ -42,6 +43,14 @@ async def _until_forks(parser: Parser, count: int) -> None:
     async with asyncio.timeout(20):
         while len(await _forks(parser)) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # another process's state: nothing here to wait on
+
+
+async def _until_ended(process: int) -> None:
+    """Waits for a process to end; its parent need not have noticed."""
+    status = Path(f"/proc/{process}/stat")
+    async with asyncio.timeout(20):
+        while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +161,47 @@ async def test_a_killed_server_is_replaced(parser: Parser, tmp_path: Path) -> No
     first = parser.server_id
     assert first is not None
     os.kill(first, signal.SIGKILL)
+    await _until_ended(first)
     assert (await parser.parse(path, "a.txt")).text == "still here"
     assert parser.server_id != first
+
+
+async def test_one_process_reads_several_files_of_an_owner_and_none_of_another(parser: Parser, tmp_path: Path) -> None:
+    for number in range(5):
+        assert (await parser.parse(_write(tmp_path, f"text {number}"), "a.txt", owner="a")).text == f"text {number}"
+    (first,) = await _forks(parser)
+    await parser.parse(_write(tmp_path, "theirs"), "b.txt", owner="b")
+    processes = set(await _forks(parser)) - {first}
+    await parser.parse(_write(tmp_path, "theirs"), "b.txt", owner="b")
+    assert set(await _forks(parser)) - {first} == processes
+    assert len(processes) == 1
+
+
+async def test_after_a_number_of_files_a_fresh_process_reads(parser: Parser, tmp_path: Path) -> None:
+    path = _write(tmp_path, "text")
+    await parser.parse(path, "a.txt")
+    first = await _forks(parser)
+    for _ in range(FILES_PER_FORK):
+        await parser.parse(path, "a.txt")
+    assert await _forks(parser) != first
+
+
+async def test_each_file_has_its_own_processor_time(parser: Parser, tmp_path: Path) -> None:
+    slow, limits = _write(tmp_path, "<div>" * 12_000 + "text"), ParseLimits(cpu_seconds=1)
+    for _ in range(8):
+        await parser.parse(slow, "a.html", limits)
+    with pytest.raises(LoadError, match="more time"):
+        await parser.parse(_write(tmp_path, _SLOW_HTML), "a.html", limits)
+
+
+async def test_a_process_that_died_while_it_waited_is_replaced(parser: Parser, tmp_path: Path) -> None:
+    path = _write(tmp_path, "still here")
+    await parser.parse(path, "a.txt")
+    (waiting,) = await _forks(parser)
+    os.kill(int(waiting), signal.SIGKILL)
+    await _until_ended(int(waiting))
+    assert (await parser.parse(path, "a.txt")).text == "still here"
+    assert await _forks(parser) != [waiting]
 
 
 async def test_closing_ends_the_server_and_its_forks(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 from sqlalchemy import Connection, insert, update
 
 from libs.common import keys, metrics
+from libs.common.cache.embeddings import CachedEmbedder
+from libs.common.cache.store import Cache
 from libs.common.contracts.chat import Retrieval
 from libs.common.errors import ErrorCode, PermanentError
 from libs.common.keyring import Keyring
@@ -30,6 +32,7 @@ from libs.common.records.files import NewFile
 from libs.common.records.tables import tenants
 from libs.common.records.tables import vector_stores as stores_table
 from libs.common.records.vector_store_files import FileKey
+from libs.common.settings import CacheSettings
 from services.chat.ports import Passage
 from services.chat.retrieval import HybridRetriever
 
@@ -85,7 +88,9 @@ class Library:
         self.database = database
         self.collection = collection
         self.embedder = _Embedder()
-        self.retriever = HybridRetriever(database, collection, self.embedder, keyring)
+        # No cache answers there: every text is embedded.
+        cached = CachedEmbedder(self.embedder, Cache(CacheSettings(cache_url="redis://127.0.0.1:9/0"), keyring), 60.0)
+        self.retriever = HybridRetriever(database, collection, cached, keyring)
         self.sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
 
     def open(self) -> None:

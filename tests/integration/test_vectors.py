@@ -21,7 +21,7 @@ from libs.common.errors import ErrorCode, PermanentError, RetryableError
 from libs.common.rag.chunks import Attributes, ChunkPayload, ScoredChunk, StoredChunk
 from libs.common.rag.fusion import HybridWeights
 from libs.common.rag.sparse import encode_document, encode_query
-from libs.common.rag.vectors import ChunkCollection, QueryScope
+from libs.common.rag.vectors import ChunkCollection, CollectionMissingError, QueryScope
 
 FILTER: TypeAdapter[Comparison | Compound] = TypeAdapter(Filter)
 SCOPE_A = QueryScope("tenant-a", ("store",))
@@ -236,6 +236,25 @@ async def test_other_versions_are_deleted_and_the_kept_one_stays(collection: Chu
     assert await collection.count("tenant-a") == len(TEXTS)
 
 
+async def test_older_versions_are_deleted_and_newer_ones_stay(collection: ChunkCollection) -> None:
+    async def left() -> dict[int, int]:
+        return {
+            version: len(await collection.scroll_file("tenant-a", "store", "file", version)) for version in (1, 2, 3, 4)
+        }
+
+    for version in (1, 2, 3, 4):
+        await collection.upsert(_file("tenant-a", version=version))
+    await collection.upsert(_file("tenant-a", "other"))
+    whole = len(TEXTS)
+    await collection.delete_older("tenant-a", "store", "file", 3, from_position=2, keep_version=1)
+    assert await left() == {1: whole, 2: 0, 3: 2, 4: whole}
+    await collection.delete_older("tenant-a", "store", "file", 3, from_position=0)
+    assert await left() == {1: 0, 2: 0, 3: 0, 4: whole}
+    await collection.delete_newer("tenant-a", "store", "file", 3)
+    assert await left() == {1: 0, 2: 0, 3: 0, 4: 0}
+    assert await collection.count("tenant-a", vector_store_id="store", file_id="other") == whole
+
+
 async def test_queries_see_only_the_vector_stores_asked_for(collection: ChunkCollection) -> None:
     for store in ("one", "two", "three"):
         await collection.upsert(_file("tenant-a", store=store))
@@ -258,6 +277,8 @@ async def test_no_tenant_sees_or_touches_the_chunks_of_another(collection: Chunk
     await collection.set_attributes("tenant-b", "store", "file", {"owner": "b"})
     await collection.delete_file("tenant-b", "store", "file")
     await collection.delete_file("tenant-b", "store", "file", keep_version=7)
+    await collection.delete_older("tenant-b", "store", "file", 7, from_position=0)
+    await collection.delete_newer("tenant-b", "store", "file", 0)
     await collection.delete_store("tenant-b", "store")
     await collection.delete_tenant("tenant-b")
 
@@ -301,8 +322,9 @@ async def test_a_server_that_is_not_there_is_unavailable_and_unnamed() -> None:
 
 async def test_a_collection_not_yet_set_up_is_unavailable(server: str) -> None:
     collection = ChunkCollection.connect(server, model=uuid4().hex, dimension=3)
-    with pytest.raises(RetryableError) as failure:
-        await collection.count("tenant-a")
+    for _ in range(20):  # the server is there, so it is never left alone
+        with pytest.raises(CollectionMissingError) as failure:
+            await collection.count("tenant-a")
     assert failure.value.code is ErrorCode.RETRIEVAL_UNAVAILABLE
     await collection.aclose()
 
@@ -313,9 +335,13 @@ async def test_a_vector_of_another_length_is_refused_for_good(collection: ChunkC
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-async def test_a_failing_server_is_unavailable(status: int) -> None:
+async def test_a_failing_server_is_unavailable_and_soon_left_alone(status: int) -> None:
+    calls = 0
+
     class Failing(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            nonlocal calls
+            calls += 1
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_error(status)
 
@@ -325,8 +351,10 @@ async def test_a_failing_server_is_unavailable(status: int) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as failing:
         Thread(target=failing.serve_forever, daemon=True).start()
         collection = ChunkCollection.connect(f"http://127.0.0.1:{failing.server_port}", model="m", dimension=3)
-        with pytest.raises(RetryableError) as failure:
-            await collection.count("tenant-a")
+        for _ in range(20):
+            with pytest.raises(RetryableError) as failure:
+                await collection.count("tenant-a")
         await collection.aclose()
         failing.shutdown()
-    assert failure.value.code is ErrorCode.RETRIEVAL_UNAVAILABLE
+    assert (failure.value.code, calls) == (ErrorCode.RETRIEVAL_UNAVAILABLE, 5)
+    assert failure.value.retry_after_seconds is not None

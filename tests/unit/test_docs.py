@@ -107,7 +107,7 @@ def shown_default(value: object) -> str:
     """A setting's default as the table shows it."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    if value is None:
+    if value is None or value == "":
         return "none"
     return f"{value:.15g}" if isinstance(value, int | float) else str(value)
 

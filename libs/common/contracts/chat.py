@@ -48,6 +48,22 @@ class Turn(Message):
     input_items: tuple[JsonObject, ...] = ()
 
 
+class CacheLeave(Message):
+    """Leave to cache an answer, for as long as its vector stores are as they were.
+
+    Attributes:
+        exact: the digest by which exactly this request will find it.
+        revisions: of every vector store searched, read before the request was pushed.
+        alike: the digest by which questions in other words find it; None unless the tenant wants that.
+        may_read: whether this request may be given the answer to such a question.
+    """
+
+    exact: str
+    revisions: dict[str, int] = {}
+    alike: str | None = None
+    may_read: bool = True
+
+
 class AnswerRequest(Message):
     """A question with its whole prompt, ready to be answered.
 
@@ -56,8 +72,11 @@ class AnswerRequest(Message):
         created_at: Unix seconds.
         messages: the prompt in order, history included, the question last.
         parameters: sampling parameters by their upstream names, already validated.
+        hints: more of these, which change nothing of the answer, for upstreams that know them.
+        calls_functions: whether tool calls are also shown as the `function_call` that they were before.
         echo: fields of the finished object that only repeat the request (metadata, tools, temperature …).
         turn: set when the answer must be stored before the client sees it as completed.
+        cache: set when the answer may be given again to whoever asks the same.
     """
 
     id: str
@@ -70,8 +89,11 @@ class AnswerRequest(Message):
     include_results: bool = False
     retrieval: Retrieval | None = None
     parameters: dict[str, JsonValue] = {}
+    hints: dict[str, JsonValue] = {}
+    calls_functions: bool = False
     echo: JsonObject = {}
     turn: Turn | None = None
+    cache: CacheLeave | None = None
 
 
 class Answer(Message):

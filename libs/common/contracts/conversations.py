@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from libs.common.contracts.base import Empty, Message, Queue, TaskSpec
+from libs.common.contracts.base import Empty, JobSpec, Message, Queue, TaskSpec
 from libs.common.contracts.chat import Answer, AnswerRequest, JsonObject
 
 
@@ -42,6 +42,7 @@ class CreateConversation(Message):
     created_at: int
     items: tuple[JsonObject, ...] = ()
     metadata: dict[str, str] = {}
+    expires_after_seconds: float | None = None
 
 
 class ConversationId(Message):
@@ -50,20 +51,53 @@ class ConversationId(Message):
     conversation_id: str
 
 
-class UpdateConversation(ConversationId):
-    """New metadata, replacing the old."""
+class ChangeConversation(ConversationId):
+    """A change. `if_match` holds the revisions the client takes for the newest one; None: it does not care."""
 
-    metadata: dict[str, str]
+    if_match: tuple[int, ...] | None = None
 
 
-class CreateItems(ConversationId):
+class UpdateConversation(ChangeConversation):
+    """New metadata, replacing the old unless None; a new retention if `sets_expiry`, where None is the tenant's."""
+
+    metadata: dict[str, str] | None = None
+    expires_after_seconds: float | None = None
+    sets_expiry: bool = False
+
+
+class ListConversations(Message):
+    """A page of conversations, by time of creation. `after` is the id of the last one the client has seen."""
+
+    after: str | None = None
+    limit: int = 20
+    order: Literal["asc", "desc"] = "desc"
+
+
+class ForkConversation(ConversationId):
+    """A new conversation with the items of another, up to and with `item_id` if given. Metadata None: the same."""
+
+    fork_id: str
+    created_at: int
+    item_id: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class CreateItems(ChangeConversation):
     """Items to append, in order, all or none."""
 
     items: tuple[JsonObject, ...]
+    include: tuple[str, ...] = ()
 
 
 class ItemId(ConversationId):
     """Names one item of a conversation."""
+
+    item_id: str
+    include: tuple[str, ...] = ()
+
+
+class DeleteItem(ChangeConversation):
+    """Names one item to be deleted."""
 
     item_id: str
 
@@ -74,6 +108,7 @@ class ListItems(ConversationId):
     after: str | None = None
     limit: int = 20
     order: Literal["asc", "desc"] = "desc"
+    include: tuple[str, ...] = ()
 
 
 class ResponseId(Message):
@@ -91,9 +126,46 @@ class ListInputItems(ResponseId):
 
 
 class Body(Message):
-    """A complete OpenAI object or page, ready to be sent."""
+    """A complete OpenAI object or page, ready to be sent. `revision` is that of the conversation it is (part) of."""
 
     body: JsonObject
+    revision: int | None = None
+
+
+class Unsummarised(ConversationId):
+    """The beginning of a conversation to be put in a summary: items at positions in [after, before).
+
+    Attributes:
+        model: the model that is to write it.
+        items: how many items these are.
+        earlier: the summary of what came before position `after`.
+        messages: role and text of each message, in order.
+    """
+
+    model: str
+    after: int
+    before: int
+    items: int
+    earlier: str = ""
+    messages: tuple[tuple[str, str], ...]
+
+
+class Summary(ConversationId):
+    """A summary of everything before position `before`, to take the place of the one that reached up to `after`.
+
+    `items` is how many items it adds, which must all be there still.
+    """
+
+    after: int
+    before: int
+    items: int
+    text: str
+
+
+class RewrapKeys(Message):
+    """Wrap every data key anew under this key of the keyring."""
+
+    key_id: str
 
 
 OPEN_TURN = TaskSpec("conversations.open_turn", Queue.CONVERSATIONS, OpenTurn, Answer)
@@ -102,11 +174,18 @@ ABANDON_TURN = TaskSpec("conversations.abandon_turn", Queue.CONVERSATIONS, Aband
 CREATE_CONVERSATION = TaskSpec("conversations.create", Queue.CONVERSATIONS, CreateConversation, Body)
 RETRIEVE_CONVERSATION = TaskSpec("conversations.retrieve", Queue.CONVERSATIONS, ConversationId, Body)
 UPDATE_CONVERSATION = TaskSpec("conversations.update", Queue.CONVERSATIONS, UpdateConversation, Body)
-DELETE_CONVERSATION = TaskSpec("conversations.delete", Queue.CONVERSATIONS, ConversationId, Empty)
+DELETE_CONVERSATION = TaskSpec("conversations.delete", Queue.CONVERSATIONS, ChangeConversation, Empty)
+LIST_CONVERSATIONS = TaskSpec("conversations.list", Queue.CONVERSATIONS, ListConversations, Body)
+FORK_CONVERSATION = TaskSpec("conversations.fork", Queue.CONVERSATIONS, ForkConversation, Body)
 CREATE_ITEMS = TaskSpec("conversations.create_items", Queue.CONVERSATIONS, CreateItems, Body)
 RETRIEVE_ITEM = TaskSpec("conversations.retrieve_item", Queue.CONVERSATIONS, ItemId, Body)
-DELETE_ITEM = TaskSpec("conversations.delete_item", Queue.CONVERSATIONS, ItemId, Body)
+DELETE_ITEM = TaskSpec("conversations.delete_item", Queue.CONVERSATIONS, DeleteItem, Body)
 LIST_ITEMS = TaskSpec("conversations.list_items", Queue.CONVERSATIONS, ListItems, Body)
 RETRIEVE_RESPONSE = TaskSpec("conversations.retrieve_response", Queue.CONVERSATIONS, ResponseId, Body)
 DELETE_RESPONSE = TaskSpec("conversations.delete_response", Queue.CONVERSATIONS, ResponseId, Empty)
 LIST_INPUT_ITEMS = TaskSpec("conversations.list_input_items", Queue.CONVERSATIONS, ListInputItems, Body)
+
+CLEAN_EXPIRED = JobSpec("conversations.clean_expired", Queue.CONVERSATIONS, Empty)
+REWRAP_KEYS = JobSpec("conversations.rewrap_keys", Queue.CONVERSATIONS, RewrapKeys)
+SUMMARISE = JobSpec("chat.summarise", Queue.CHAT_JOBS, Unsummarised)
+KEEP_SUMMARY = JobSpec("conversations.keep_summary", Queue.CONVERSATIONS, Summary)

@@ -14,7 +14,7 @@ _STATUSES: Final = ("completed", "incomplete", "in_progress")
 # A part's type, and the fields of which it must have one; a model could not be shown what is named otherwise.
 _INPUT_PARTS: Final = {
     "input_text": ("text",),
-    "input_image": ("image_url",),
+    "input_image": ("image_url", "file_id"),
     "input_file": ("file_id", "file_data"),
 }
 _OUTPUT_PARTS: Final = {"output_text": ("text",), "refusal": ("refusal",)}
@@ -34,13 +34,19 @@ _PREFIXES: Final = {
     "function_call_output": "fco",
     "reasoning": "rs",
     "file_search_call": "fs",
+    "compaction": "cmp",
 }
 _REQUIRED: Final[Mapping[str, Mapping[str, type[str] | type[list[object]]]]] = {
     "function_call": {"call_id": str, "name": str, "arguments": str},
     "function_call_output": {"call_id": str},
     "reasoning": {"summary": list},
     "file_search_call": {"queries": list},
+    "compaction": {"encrypted_content": str},
 }
+
+
+# The field of a message that holds a sealed compaction, which only the chat service can open.
+COMPACTED: Final = "compaction"
 
 
 def new_item_id(prefix: str) -> str:
@@ -162,6 +168,8 @@ def _message(item: JsonObject) -> ChatMessage | None:
         function = {"name": item["name"], "arguments": item["arguments"]}
         call = {"id": item["call_id"], "type": "function", "function": function}
         return ChatMessage(role="assistant", extra={"tool_calls": [call]})
+    if kind == "compaction":
+        return ChatMessage(role="user", extra={COMPACTED: item["encrypted_content"]})
     if kind == "function_call_output":
         output = item["output"]
         content = output if isinstance(output, str) else _content(output)
@@ -179,7 +187,8 @@ def _content(parts: Sequence[JsonObject]) -> str | tuple[JsonObject, ...]:
 def _chat_part(part: JsonObject) -> JsonObject:
     """A part by the chat completions API's names, as upstreams know them."""
     if part["type"] == "input_image":
-        return {"type": "image_url", "image_url": {"url": part["image_url"], "detail": part["detail"]}}
+        given = {"url": part.get("image_url"), "file_id": part.get("file_id"), "detail": part["detail"]}
+        return {"type": "image_url", "image_url": {key: value for key, value in given.items() if value is not None}}
     if part["type"] == "input_file":
         file = {key: part[key] for key in ("file_id", "file_data", "filename") if part.get(key) is not None}
         return {"type": "file", "file": file}

@@ -68,8 +68,11 @@ def to_point(chunk: StoredChunk) -> models.PointStruct:
     """The chunk as a point with both vectors; one without terms has no sparse vector."""
     vector: dict[str, Any] = {DENSE: chunk.dense}
     if chunk.sparse.indices:
-        vector[BM25] = models.SparseVector(indices=list(chunk.sparse.indices), values=list(chunk.sparse.values))
-    return models.PointStruct(
+        vector[BM25] = models.SparseVector.model_construct(
+            indices=list(chunk.sparse.indices), values=list(chunk.sparse.values)
+        )
+    # Not validated: to look at every number of every vector would cost more than to send them.
+    return models.PointStruct.model_construct(
         id=point_id(chunk.tenant_id, chunk.vector_store_id, chunk.file_id, chunk.version, chunk.position),
         vector=vector,
         payload={

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import isfinite
-from random import SystemRandom
 from typing import Final
 
 import aiohttp
+import httpx2
 from openai import (
     APIConnectionError,
     APIError,
@@ -19,19 +19,18 @@ from openai import (
     APITimeoutError,
     AsyncOpenAI,
     AuthenticationError,
-    DefaultAioHttpClient,
     PermissionDeniedError,
 )
 from pydantic import BaseModel, ValidationError
 
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
+from libs.common.rag.model_http import model_http_client
+from libs.common.upstreams import Upstream
 
 # A list, because that is the only form the Qdrant client takes without converting it.
 Vector = list[float]
 
 BATCH_TEXTS: Final = 64
-RETRY_WINDOW_SECONDS: Final = 1.0
-_RANDOM: Final = SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +84,16 @@ class Embedder:
         self._base_url = base_url
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
+        self.concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
+        self._upstream = Upstream(f"embeddings/{model}", "The embedding model", ErrorCode.LLM_UNAVAILABLE)
         self._client: AsyncOpenAI | None = None
 
     async def embed(self, texts: Sequence[str]) -> EmbedResult:
         """Embed `texts`, at most 64 to a request.
 
         Raises:
-            RetryableError: `llm_unavailable` after one more attempt, or `llm_timeout` at once.
+            RetryableError: `llm_unavailable`, after one more attempt if the retry budget allows it, or `llm_timeout`.
             PermanentError: `llm_auth`, or `llm_bad_response` for what cannot be the vectors asked for.
         """
         batches = [texts[start : start + BATCH_TEXTS] for start in range(0, len(texts), BATCH_TEXTS)]
@@ -116,26 +117,25 @@ class Embedder:
             try:
                 body = await self._post(texts)
             except RetryableError as error:
-                if error.code is not ErrorCode.LLM_UNAVAILABLE:
+                # Not after a timeout: as much time again is more than most callers have left.
+                if error.code is not ErrorCode.LLM_UNAVAILABLE or not await self._upstream.may_retry():
                     raise
-                # Full jitter: callers that failed together do not come back together.
-                await asyncio.sleep(_RANDOM.uniform(0, RETRY_WINDOW_SECONDS))
-                body = await self._post(texts)
+                body = await self._post(texts, again=True)
         return self._decode(body, len(texts))
 
-    async def _post(self, texts: Sequence[str]) -> bytes:
-        try:
-            # The raw form, because the SDK's parsing into models costs more than the call itself.
-            response = await self._connected().embeddings.with_raw_response.create(
-                model=self.model, input=list(texts), encoding_format="base64"
-            )
-        except APIError as error:
-            # The cause is left out: it names the endpoint's address.
-            raise _platform_error(error) from None
-        except (aiohttp.ClientError, OSError):
-            # What the SDK's aiohttp transport lets through as it is, such as an answer that is no HTTP.
-            raise RetryableError(ErrorCode.LLM_UNAVAILABLE, "The embedding model could not be reached.") from None
-        return response.content
+    async def _post(self, texts: Sequence[str], *, again: bool = False) -> bytes:
+        with self._upstream.call(again=again):
+            try:
+                # The SDK's own way to endpoints it does not know: its typed one costs more than the call itself.
+                body = {"model": self.model, "input": list(texts), "encoding_format": "base64"}
+                response = await self._connected().post("/embeddings", cast_to=httpx2.Response, body=body)
+            except APIError as error:
+                # The cause is left out: it names the endpoint's address.
+                raise _platform_error(error) from None
+            except (aiohttp.ClientError, OSError):
+                # What the SDK's aiohttp transport lets through as it is, such as an answer that is no HTTP.
+                raise RetryableError(ErrorCode.LLM_UNAVAILABLE, "The embedding model could not be reached.") from None
+            return response.content
 
     def _connected(self) -> AsyncOpenAI:
         if self._client is None:
@@ -144,7 +144,7 @@ class Embedder:
                 api_key=self._api_key,
                 max_retries=0,
                 timeout=self._timeout_seconds,
-                http_client=DefaultAioHttpClient(timeout=self._timeout_seconds),
+                http_client=model_http_client(),
             )
         return self._client
 
@@ -168,7 +168,8 @@ def _floats(embedding: str | list[float]) -> Vector:
     """Base64 of little-endian float32, or a plain list from a server that knows no base64."""
     if isinstance(embedding, list):
         return embedding
-    return [value for (value,) in struct.iter_unpack("<f", b64decode(embedding, validate=True))]
+    data = b64decode(embedding, validate=True)
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
 
 
 def _platform_error(error: APIError) -> PlatformError:

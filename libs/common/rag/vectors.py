@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self
 
+import httpx
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
@@ -26,9 +27,14 @@ from libs.common.rag.chunks import (
 )
 from libs.common.rag.filtering import attribute_condition
 from libs.common.rag.fusion import BM25, DENSE, HybridWeights, rankings, weighted_sum
+from libs.common.rag.joining import Joined
 from libs.common.rag.sparse import SparseVector
+from libs.common.upstreams import Upstream
 
 BATCH_CHUNKS: Final = 64
+# Of several callers, in one request; and how many such requests are under way at once.
+_UPSERT_CHUNKS: Final = 256
+_UPSERTS: Final = 2
 PAGE_CHUNKS: Final = 256
 
 _PAYLOAD_INDEXES: Final[dict[str, models.KeywordIndexParams | models.PayloadSchemaType]] = {
@@ -57,8 +63,8 @@ class CollectionMissingError(RetryableError):
 class ChunkCollection:
     """All tenants' chunks for one embedding model, behind an alias so that a rebuilt collection can take its place.
 
-    Methods raise RetryableError `retrieval_unavailable` where Qdrant is away, overloaded or not yet set up, and
-    PermanentError `server_error` for a request it refuses.
+    Methods raise RetryableError `retrieval_unavailable` where Qdrant is away, overloaded or not yet set up, at once
+    where it has failed repeatedly, and PermanentError `server_error` for a request it refuses.
 
     Args:
         client: a REST client; `connect` makes one.
@@ -71,14 +77,23 @@ class ChunkCollection:
         self.alias = f"chunks__{slug}__{dimension}"
         self._client = client
         self._dimension = dimension
+        self._upserts = Joined(self._upsert, most=_UPSERT_CHUNKS, at_once=_UPSERTS)
+        self._upstream = Upstream(
+            "qdrant", "The vector database", ErrorCode.RETRIEVAL_UNAVAILABLE, answers=(CollectionMissingError,)
+        )
 
     @classmethod
     def connect(
         cls, url: str, *, model: str, dimension: int, api_key: str | None = None, timeout_seconds: int = 10
     ) -> Self:
         """A collection at `url`; nothing is sent yet."""
+        # Connections are kept, also to this machine, where the client would open a new one for every request, but not
+        # for so long that the server may just be closing one (Qdrant does after 5 s).
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0)
         # The compatibility check is a blocking request on construction.
-        client = AsyncQdrantClient(url=url, api_key=api_key, timeout=timeout_seconds, check_compatibility=False)
+        client = AsyncQdrantClient(
+            url=url, api_key=api_key, timeout=timeout_seconds, limits=limits, check_compatibility=False
+        )
         return cls(client, model=model, dimension=dimension)
 
     async def aclose(self) -> None:
@@ -87,7 +102,7 @@ class ChunkCollection:
 
     async def ensure(self) -> None:
         """Create collection, payload indexes and alias where they are missing; any number of processes may do so."""
-        with _qdrant_errors():
+        with self._calling():
             # The alias comes last, so where it is, all else is too; it may already point at a later version.
             aliases = (await self._client.get_aliases()).aliases
             if any(alias.alias_name == self.alias for alias in aliases):
@@ -100,11 +115,14 @@ class ChunkCollection:
             await self._client.update_collection_aliases([models.CreateAliasOperation(create_alias=create)])
 
     async def upsert(self, chunks: Sequence[StoredChunk]) -> None:
-        """Store `chunks` durably; storing one again replaces it."""
+        """Store `chunks` durably, together with those of other callers; storing one again replaces it."""
         for start in range(0, len(chunks), BATCH_CHUNKS):
-            points = [to_point(chunk) for chunk in chunks[start : start + BATCH_CHUNKS]]
-            with _qdrant_errors():
-                await self._client.upsert(self.alias, points, wait=True)
+            await self._upserts.ask([to_point(chunk) for chunk in chunks[start : start + BATCH_CHUNKS]])
+
+    async def _upsert(self, points: list[models.PointStruct]) -> list[None]:
+        with self._calling():
+            await self._client.upsert(self.alias, points, wait=True)
+        return [None] * len(points)
 
     async def query(
         self,
@@ -130,7 +148,7 @@ class ChunkCollection:
         if not asked or not scope.vector_store_ids:
             return []
         try:
-            with _qdrant_errors():
+            with self._calling():
                 answers = await self._client.query_batch_points(self.alias, [ranking.request for ranking in asked])
         except CollectionMissingError:
             return []  # nothing was ever stored
@@ -155,13 +173,13 @@ class ChunkCollection:
         """How many chunks a tenant has, in all or in one vector store or of one file."""
         stores = None if vector_store_id is None else (vector_store_id,)
         where = _within(tenant_id, vector_store_ids=stores, file_id=file_id)
-        with _qdrant_errors():
+        with self._calling():
             return (await self._client.count(self.alias, where, exact=True)).count
 
     async def set_attributes(self, tenant_id: str, vector_store_id: str, file_id: str, attributes: Attributes) -> None:
         """Replace the attributes on all chunks of a file."""
         where = _within(tenant_id, vector_store_ids=(vector_store_id,), file_id=file_id)
-        with _qdrant_errors():
+        with self._calling():
             await self._client.set_payload(self.alias, {"attributes": attributes}, points=where, wait=True)
 
     async def delete_file(
@@ -172,6 +190,38 @@ class ChunkCollection:
             _within(tenant_id, vector_store_ids=(vector_store_id,), file_id=file_id, other_than_version=keep_version)
         )
 
+    async def delete_older(
+        self,
+        tenant_id: str,
+        vector_store_id: str,
+        file_id: str,
+        version: int,
+        *,
+        from_position: int,
+        keep_version: int | None = None,
+    ) -> None:
+        """Delete what older versions of a file left, and of `version` itself what lies at `from_position` and behind.
+
+        Newer versions and `keep_version` stay, so whoever does this late harms nobody's work.
+        """
+        older = models.FieldCondition(key="version", range=models.Range(lt=version))
+        behind = models.Filter(
+            must=[
+                _match("version", version),
+                models.FieldCondition(key="position", range=models.Range(gte=from_position)),
+            ]
+        )
+        within = _within(
+            tenant_id, vector_store_ids=(vector_store_id,), file_id=file_id, other_than_version=keep_version
+        )
+        await self._delete(models.Filter(must=[within, models.Filter(should=[older, behind])]))
+
+    async def delete_newer(self, tenant_id: str, vector_store_id: str, file_id: str, version: int) -> None:
+        """Delete the file's chunks of versions newer than `version`."""
+        newer = models.FieldCondition(key="version", range=models.Range(gt=version))
+        within = _within(tenant_id, vector_store_ids=(vector_store_id,), file_id=file_id)
+        await self._delete(models.Filter(must=[within, newer]))
+
     async def delete_store(self, tenant_id: str, vector_store_id: str) -> None:
         """Delete all chunks of a vector store."""
         await self._delete(_within(tenant_id, vector_store_ids=(vector_store_id,)))
@@ -180,14 +230,20 @@ class ChunkCollection:
         """Delete all chunks of a tenant."""
         await self._delete(_within(tenant_id))
 
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        # Nothing is tried again here: a job comes back by itself, and a person's client is told when to.
+        with self._upstream.call(), _qdrant_errors():
+            yield
+
     async def _page(
         self, where: models.Filter, offset: models.ExtendedPointId | None
     ) -> tuple[list[models.Record], models.ExtendedPointId | None]:
-        with _qdrant_errors():
+        with self._calling():
             return await self._client.scroll(self.alias, where, limit=PAGE_CHUNKS, offset=offset)
 
     async def _delete(self, where: models.Filter) -> None:
-        with _qdrant_errors():
+        with self._calling():
             await self._client.delete(self.alias, models.FilterSelector(filter=where), wait=True)
 
     async def _create(self, collection: str) -> None:

@@ -7,14 +7,13 @@ Queries are plain functions of a `Connection`, so that several compose into one 
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from sqlalchemy import Connection, Engine, Float, create_engine, event
+from sqlalchemy import Connection, Engine, Float, create_engine, event, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
@@ -22,6 +21,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
 from libs.common.errors import ErrorCode, RetryableError
+from libs.common.records.group_commit import GroupCommit, run_plain
 
 T = TypeVar("T")
 
@@ -47,6 +47,14 @@ def _epoch_now_postgresql(_element: epoch_now, _compiler: SQLCompiler, **_kw: ob
     return "extract(epoch from clock_timestamp())"
 
 
+_CLOCK: Final = select(epoch_now())
+
+
+def read_clock(connection: Connection) -> float:
+    """The time by the database's own clock, for statements that are cheaper without a function in them."""
+    return float(connection.execute(_CLOCK).scalar_one())
+
+
 def create_database_engine(url: str) -> Engine:
     """An engine with the settings this code relies on. SQLite runs in WAL with explicit transactions."""
     if not url.startswith("sqlite"):
@@ -55,7 +63,7 @@ def create_database_engine(url: str) -> Engine:
         return create_engine(
             url, pool_size=_THREADS, max_overflow=0, pool_pre_ping=True, pool_timeout=10, connect_args=bounds
         )
-    engine = create_engine(url, pool_size=_THREADS, max_overflow=0, connect_args={"check_same_thread": False})
+    engine = create_engine(url, pool_size=_THREADS + 1, max_overflow=0, connect_args={"check_same_thread": False})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -70,7 +78,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     # A write that starts as a read and upgrades later fails at once when another writer is in: take the lock first.
     write = connection.get_execution_options().get(_WRITE_OPTION, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    run_plain(connection, "BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 class Database:
@@ -87,7 +95,7 @@ class Database:
         self._engine = create_database_engine(url)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="sql")
         # SQLite has one writer at a time: waiting here is cheaper than polling for the file's lock.
-        self._writing: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._group = GroupCommit(self._transaction, _storage_errors) if self.is_sqlite else None
 
     @property
     def is_sqlite(self) -> bool:
@@ -104,6 +112,9 @@ class Database:
 
     async def write(self, query: Callable[[Connection], T]) -> T:
         """Run `query` in a write transaction on another thread; committed when this returns."""
+        if self._group is not None:
+            result: T = await self._group.write(query)
+            return result
         return await self._in_thread(self.write_now, query)
 
     def read_now(self, query: Callable[[Connection], T]) -> T:
@@ -112,11 +123,19 @@ class Database:
             return query(connection)
 
     def write_now(self, query: Callable[[Connection], T]) -> T:
-        """As `write`, on this thread."""
-        with _storage_errors(), self._writing, self._engine.connect() as plain:
+        """As `write`, while this thread waits."""
+        if self._group is not None:
+            result: T = self._group.write_now(query)
+            return result
+        with _storage_errors(), self._transaction() as connection:
+            return query(connection)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._engine.connect() as plain:
             connection = plain.execution_options(**{_WRITE_OPTION: True})
             with connection.begin():
-                return query(connection)
+                yield connection
 
     async def _in_thread(self, run: Callable[[Callable[[Connection], T]], T], query: Callable[[Connection], T]) -> T:
         context = copy_context()
@@ -124,6 +143,8 @@ class Database:
 
     def close(self) -> None:
         """Finish what runs and close every connection."""
+        if self._group is not None:
+            self._group.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._engine.dispose()
 
@@ -135,15 +156,16 @@ def _storage_errors() -> Iterator[None]:
     except PoolTimeoutError as error:
         raise _unreachable() from error
     except OperationalError as error:
-        raise _translated(error) from error
+        raise _translated(error.orig) from error
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
+        raise _translated(error.orig) from error
+    except sqlite3.OperationalError as error:  # of what runs without SQLAlchemy
         raise _translated(error) from error
 
 
-def _translated(error: DBAPIError) -> RetryableError:
-    original: Any = error.orig
+def _translated(original: object) -> RetryableError:
     full = "full" in str(original).lower() or getattr(original, "sqlstate", None) == "53100"
     if full:
         return RetryableError(ErrorCode.STORAGE_FULL, "The server's storage is full. Try again later.")

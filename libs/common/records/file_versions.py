@@ -1,13 +1,14 @@
 """Versions of attached files: which one answers, and what becomes of the one that is being made."""
 
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam, or_, select
 from sqlalchemy import update as update_rows
 
 from libs.common.errors import ErrorCode, RetryableError
 from libs.common.records import vector_stores
-from libs.common.records.tables import vector_store_files
+from libs.common.records.tables import jobs, vector_store_files
 from libs.common.records.vector_store_files import (
     IN_PROGRESS,
     MAKING,
@@ -17,8 +18,27 @@ from libs.common.records.vector_store_files import (
     FileKey,
     Status,
     find,
-    is_file,
 )
+
+_GO_LIVE: Final = (
+    update_rows(vector_store_files)
+    .where(*(vector_store_files.c[field.name] == bindparam(f"of_{field.name}") for field in fields(FileKey)))
+    .values(
+        live_version=bindparam("new_version"), status="completed", usage_bytes=bindparam("new_usage_bytes"), **NO_ERROR
+    )
+)
+_EARLIER_WORK: Final = (
+    select(jobs.c.id)
+    .where(jobs.c.resource_id == bindparam("file_id"), or_(jobs.c.id != bindparam("of_job_id"), jobs.c.attempt > 1))
+    .limit(1)
+)
+
+
+class AttributesChangedError(RetryableError):
+    """The attributes are others than those that the stored chunks have."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.SERVER_ERROR, "The file's attributes changed meanwhile; they are set again.")
 
 
 def go_live(connection: Connection, key: FileKey, *, version: int, usage_bytes: int, attributes: Attributes) -> bool:
@@ -28,23 +48,36 @@ def go_live(connection: Connection, key: FileKey, *, version: int, usage_bytes: 
         Whether it does; not if the file was detached, or the version cancelled or overtaken meanwhile.
 
     Raises:
-        RetryableError: the attributes have changed since the chunks were stored.
+        AttributesChangedError: since the chunks were stored.
     """
     vector_stores.bump_revision(connection, key.tenant_id, [key.vector_store_id])
     attached = find(connection, key)
     if attached is None or attached.latest_version != version or attached.status != IN_PROGRESS:
         return False
     _require_same(attached, attributes)
-    values = {"live_version": version, "status": "completed", "usage_bytes": usage_bytes, **NO_ERROR}
-    connection.execute(update_rows(vector_store_files).where(*is_file(key)).values(**values))
+    values = {"new_version": version, "new_usage_bytes": usage_bytes}
+    connection.execute(_GO_LIVE, {f"of_{name}": value for name, value in asdict(key).items()} | values)
     return True
+
+
+def is_untouched(connection: Connection, attached: AttachedFile) -> bool:
+    """Whether no chunk of the file can be stored: its first version is in the hands of the first job, in its first try.
+
+    Jobs stay in the ledger, so one of an earlier attachment shows.
+    """
+    if attached.latest_version > 1 or attached.live_version:
+        return False
+    if attached.job_id is None:
+        return False
+    of = {"file_id": attached.file_id, "of_job_id": attached.job_id}
+    return connection.execute(_EARLIER_WORK, of).one_or_none() is None
 
 
 def confirm_attributes(connection: Connection, key: FileKey, attributes: Attributes) -> None:
     """Note that the chunks now have these attributes.
 
     Raises:
-        RetryableError: the record's have changed since.
+        AttributesChangedError: since.
     """
     vector_stores.bump_revision(connection, key.tenant_id, [key.vector_store_id])
     attached = find(connection, key)
@@ -79,4 +112,4 @@ def _move(connection: Connection, tenant_id: str, job_id: str, status: Status, v
 
 def _require_same(attached: AttachedFile, attributes: Attributes) -> None:
     if attached.attributes != dict(attributes):
-        raise RetryableError(ErrorCode.SERVER_ERROR, "The file's attributes changed meanwhile; they are set again.")
+        raise AttributesChangedError

@@ -1,18 +1,23 @@
 """Uploaded files: their records. The bytes are in the blob store, under `blob_id`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, bindparam, or_, select
 from sqlalchemy import delete as delete_rows
 
 from libs.common.errors import not_found
 from libs.common.records import vector_stores
-from libs.common.records.database import epoch_now
+from libs.common.records.database import epoch_now, read_clock
 from libs.common.records.inserting import insert_if_absent
 from libs.common.records.paging import Page, PageQuery, read_page
 from libs.common.records.tables import files, vector_store_files
 
 PROCESSED = "processed"
+_BLOB_ID: Final = select(files.c.blob_id).where(
+    files.c.id == bindparam("file_id"), files.c.tenant_id == bindparam("of_tenant_id")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +59,9 @@ class DeletedFile:
 
 def insert(connection: Connection, tenant_id: str, new: NewFile) -> File:
     """Record an uploaded file, or find the record that an earlier run of the same request made: then with its blob."""
-    now = epoch_now()
+    now = read_clock(connection)
     expires_at = None if new.expires_after_seconds is None else now + new.expires_after_seconds
-    row = {
+    row: dict[str, Any] = {
         "id": new.id,
         "tenant_id": tenant_id,
         "filename": new.filename,
@@ -68,7 +73,8 @@ def insert(connection: Connection, tenant_id: str, new: NewFile) -> File:
         "created_at": now,
         "expires_at": expires_at,
     }
-    insert_if_absent(connection, files, row)
+    if insert_if_absent(connection, files, row):
+        return File(**row)
     mine = (files.c.id == new.id, files.c.tenant_id == tenant_id)
     return File(**connection.execute(select(files).where(*mine)).mappings().one())
 
@@ -88,10 +94,31 @@ def get(connection: Connection, tenant_id: str, file_id: str, *, lock: bool = Fa
     return File(**row)
 
 
+def get_many(connection: Connection, tenant_id: str, file_ids: Sequence[str]) -> dict[str, File]:
+    """Files by id, which stay until the end of the transaction.
+
+    Raises:
+        PermanentError: NOT_FOUND, for one that is missing, foreign or expired.
+    """
+    # In one order for everybody, so that two transactions never wait for each other.
+    found = select(files).where(files.c.id.in_(file_ids), *_visible(tenant_id)).order_by(files.c.id)
+    rows = connection.execute(found.with_for_update(read=True, key_share=True)).mappings()
+    by_id = {row["id"]: File(**row) for row in rows}
+    for file_id in file_ids:
+        if file_id not in by_id:
+            raise not_found("file", file_id)
+    return by_id
+
+
+def find_many(connection: Connection, tenant_id: str, file_ids: Sequence[str]) -> list[File]:
+    """Those of these files that are there and the tenant's, in no order."""
+    found = select(files).where(files.c.id.in_(file_ids), *_visible(tenant_id))
+    return [File(**row) for row in connection.execute(found).mappings()]
+
+
 def blob_id_of(connection: Connection, tenant_id: str, file_id: str) -> str:
     """Where the bytes of a file are, expired or not; the file must be there."""
-    found = select(files.c.blob_id).where(files.c.id == file_id, files.c.tenant_id == tenant_id)
-    blob_id: str = connection.execute(found).scalar_one()
+    blob_id: str = connection.execute(_BLOB_ID, {"file_id": file_id, "of_tenant_id": tenant_id}).scalar_one()
     return blob_id
 
 
@@ -105,6 +132,12 @@ def list_page(connection: Connection, tenant_id: str, query: PageQuery, *, purpo
     keys = (files.c.created_at, files.c.id)
     page = read_page(connection, select(files), keys, query, scope=_visible(tenant_id), filters=filters)
     return page.of(lambda row: File(**row))
+
+
+def expired(connection: Connection, *, limit: int) -> list[tuple[str, str]]:
+    """(tenant id, file id) of files whose time is over, oldest first."""
+    over = select(files.c.tenant_id, files.c.id).where(files.c.expires_at <= epoch_now())
+    return [(row.tenant_id, row.id) for row in connection.execute(over.order_by(files.c.expires_at).limit(limit))]
 
 
 def delete(connection: Connection, tenant_id: str, file_id: str) -> DeletedFile:

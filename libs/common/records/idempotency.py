@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, delete, select, tuple_, update
 
 from libs.common.errors import ErrorCode, PermanentError, RetryableError
-from libs.common.records.database import epoch_now
+from libs.common.records.database import epoch_now, read_clock
 from libs.common.records.inserting import insert_if_absent
 from libs.common.records.tables import idempotency
 
@@ -64,7 +64,7 @@ def reserve(connection: Connection, wanted: Wanted) -> Run | Kept:
         RetryableError: IDEMPOTENCY_IN_PROGRESS.
     """
     seed = uuid.uuid4().hex
-    if insert_if_absent(connection, idempotency, _new_row(wanted, seed)):
+    if insert_if_absent(connection, idempotency, _new_row(connection, wanted, seed)):
         return Run(wanted.tenant_id, wanted.key, seed, 1)
     now = epoch_now()
     columns = idempotency.c
@@ -83,7 +83,7 @@ def reserve(connection: Connection, wanted: Wanted) -> Run | Kept:
 def reserve_anew(connection: Connection, wanted: Wanted) -> Run:
     """Take a request to run it whatever is known of equal ones: from now on, a repeat is one of this."""
     seed = uuid.uuid4().hex
-    if insert_if_absent(connection, idempotency, _new_row(wanted, seed)):
+    if insert_if_absent(connection, idempotency, _new_row(connection, wanted, seed)):
         return Run(wanted.tenant_id, wanted.key, seed, 1)
     return _renewed(connection, wanted, seed)
 
@@ -133,13 +133,13 @@ def _known(connection: Connection, wanted: Wanted, row: Row[Any]) -> Run | Kept:
 
 
 def _renewed(connection: Connection, wanted: Wanted, seed: str) -> Run:
-    row = _new_row(wanted, seed)
+    row = _new_row(connection, wanted, seed)
     connection.execute(update(idempotency).where(_is(wanted.tenant_id, wanted.key)).values(**row))
     return Run(wanted.tenant_id, wanted.key, seed, 1)
 
 
-def _new_row(wanted: Wanted, seed: str) -> dict[str, Any]:
-    now = epoch_now()
+def _new_row(connection: Connection, wanted: Wanted, seed: str) -> dict[str, Any]:
+    now = read_clock(connection)
     return {
         "tenant_id": wanted.tenant_id,
         "key": wanted.key,

@@ -13,6 +13,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine
 
+from libs.common.configuration import plain_exit
 from libs.common.logs import configure_logging, get_logger
 from libs.common.records.database import create_database_engine
 from libs.common.settings import CommonSettings
@@ -40,7 +41,8 @@ def migrate(engine: Engine) -> None:
 
 def main() -> None:
     """Migrate the database of DATABASE_URL."""
-    settings = CommonSettings(service_name="migrate")
+    with plain_exit("migrate"):
+        settings = CommonSettings(service_name="migrate")
     configure_logging(settings.service_name, settings.log_level)
     engine = create_database_engine(settings.database_url)
     migrate(engine)

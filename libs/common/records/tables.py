@@ -37,6 +37,8 @@ tenants = Table(
     Column("id", String(64), primary_key=True),
     Column("name", Text, nullable=False),
     Column("created_at", Float, nullable=False),
+    # How long unused conversations and stored responses are kept, unless they say otherwise; NULL: for ever.
+    Column("retention_seconds", Float),
 )
 
 api_keys = Table(
@@ -68,6 +70,34 @@ files = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Index("ix_files_tenant_id_created_at", "tenant_id", "created_at", "id"),
+    Index("ix_files_expires_at", "expires_at"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), ForeignKey("tenants.id"), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False),  # as announced
+    Column("status", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("file_expires_after_seconds", Integer),
+    Column("file_id", String(64)),
+    Index("ix_uploads_status_expires_at", "status", "expires_at"),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), ForeignKey("tenants.id"), nullable=False),
+    Column("upload_id", String(64), ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("blob_id", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
 )
 
 vector_stores = Table(
@@ -169,7 +199,15 @@ conversations = Table(
     Column("turn_token", BigInteger, nullable=False),  # fences writers: grows each time a turn is taken
     Column("turn_holder", String(64)),  # the request that has the turn; NULL: no turn is open
     Column("turn_expires_at", Float),
+    Column("revision", Integer, nullable=False),  # grows with every change that clients can see; their ETag
+    Column("sealed_summary", LargeBinary),  # of the items before `summary_position`
+    Column("summary_position", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("last_active_at", Float, nullable=False),
+    Column("expires_after_seconds", Float),  # its own retention; NULL: the tenant's
+    Column("expires_at", Float),
+    Index("ix_conversations_tenant_id_created_at", "tenant_id", "created_at", "id"),
+    Index("ix_conversations_expires_at", "expires_at"),
 )
 
 conversation_items = Table(
@@ -189,13 +227,16 @@ responses = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("tenant_id", String(64), ForeignKey("tenants.id"), nullable=False),
+    Column("shape", String(32), nullable=False),  # response or chat.completion
     Column("conversation_id", String(64)),
     Column("previous_response_id", String(64)),
     Column("wrapped_key", LargeBinary, nullable=False),
     Column("sealed_body", LargeBinary, nullable=False),
     Column("sealed_input", LargeBinary, nullable=False),
     Column("created_at", Float, nullable=False),
-    Index("ix_responses_tenant_id_created_at", "tenant_id", "created_at", "id"),
+    Column("expires_at", Float),  # NULL also within a conversation, with which it goes
+    Index("ix_responses_expires_at", "expires_at"),
+    Index("ix_responses_tenant_id_shape_created_at", "tenant_id", "shape", "created_at", "id"),
 )
 
 jobs = Table(
@@ -225,7 +266,8 @@ jobs = Table(
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
-    Index("ix_jobs_dispatch", "queue", "state", "dispatched_at", "due_at"),
+    # Tenant before time: dispatchers step from tenant to tenant.
+    Index("ix_jobs_dispatch", "queue", "state", "dispatched_at", "tenant_id", "due_at", "id"),
     Index("ix_jobs_tenant_id_created_at", "tenant_id", "created_at", "id"),
     Index("ix_jobs_resource_id", "resource_id"),
 )
@@ -236,6 +278,15 @@ leases = Table(
     Column("name", String(64), primary_key=True),
     Column("holder", Text, nullable=False),
     Column("expires_at", Float, nullable=False),
+)
+
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("purpose", String(64), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),  # a known text, sealed for the purpose by the key
+    PrimaryKeyConstraint("purpose", "key_id"),
 )
 
 idempotency = Table(

@@ -4,13 +4,14 @@ Whoever changes what a vector store would answer bumps its revision first: that 
 one store's files come one after another, and locks are always taken in the same order.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    bindparam,
     select,
 )
 from sqlalchemy import (
@@ -68,6 +69,21 @@ class FileKey:
     file_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class NewAttachment:
+    """A file to be put into a vector store, how, and the job that makes it searchable."""
+
+    file: File
+    attributes: Attributes
+    chunking: Mapping[str, Any]
+    job_id: str
+
+
+_FIND: Final = select(
+    *(vector_store_files.c[field.name] for field in fields(AttachedFile)),
+).where(*(vector_store_files.c[field.name] == bindparam(field.name) for field in fields(FileKey)))
+
+
 def attach(
     connection: Connection,
     store_id: str,
@@ -106,6 +122,43 @@ def attach(
     return get(connection, key), begun
 
 
+def attach_new(
+    connection: Connection, tenant_id: str, store_id: str, new: Sequence[NewAttachment], *, file_batch_id: str
+) -> None:
+    """Put files into a vector store that `missing_from` said are not there.
+
+    Their jobs must be submitted by the caller, each for version 1.
+    """
+    rows = [
+        {
+            "file_id": each.file.id,
+            "filename": each.file.filename,
+            "attributes": dict(each.attributes),
+            "chunking": dict(each.chunking),
+            "job_id": each.job_id,
+        }
+        for each in new
+    ]
+    if rows:
+        common = {"tenant_id": tenant_id, "vector_store_id": store_id, "file_batch_id": file_batch_id}
+        connection.execute(insert_row(vector_store_files).values(**common, **_first_version()), rows)
+
+
+def missing_from(connection: Connection, tenant_id: str, store_id: str, file_ids: Sequence[str]) -> set[str]:
+    """Which of these files are not in the vector store, whose row is then locked until the transaction ends.
+
+    Raises:
+        PermanentError: NOT_FOUND for the vector store.
+    """
+    vector_stores.touch(connection, tenant_id, [store_id])
+    vector_stores.require_stores(connection, tenant_id, [store_id])
+    columns = vector_store_files.c
+    found = select(columns.file_id).where(
+        columns.tenant_id == tenant_id, columns.vector_store_id == store_id, columns.file_id.in_(file_ids)
+    )
+    return set(file_ids).difference(connection.execute(found).scalars())
+
+
 def set_job(connection: Connection, key: FileKey, job_id: str) -> AttachedFile:
     """Note which job makes the latest version.
 
@@ -118,8 +171,8 @@ def set_job(connection: Connection, key: FileKey, job_id: str) -> AttachedFile:
 
 def find(connection: Connection, key: FileKey) -> AttachedFile | None:
     """One attached file, if it is there."""
-    row = connection.execute(select(vector_store_files).where(*is_file(key))).mappings().one_or_none()
-    return None if row is None else AttachedFile(**row)
+    row = connection.execute(_FIND, asdict(key)).one_or_none()
+    return None if row is None else AttachedFile(*row)
 
 
 def get(connection: Connection, key: FileKey) -> AttachedFile:
@@ -188,14 +241,14 @@ def _insert(connection: Connection, key: FileKey, filename: str, values: dict[st
             vector_store_id=key.vector_store_id,
             file_id=key.file_id,
             filename=filename,
-            usage_bytes=0,
-            live_version=0,
-            latest_version=1,
-            created_at=epoch_now(),
-            **MAKING,
+            **_first_version(),
             **values,
         )
     )
+
+
+def _first_version() -> dict[str, Any]:
+    return {"usage_bytes": 0, "live_version": 0, "latest_version": 1, "created_at": epoch_now(), **MAKING}
 
 
 def is_file(key: FileKey) -> tuple[ColumnElement[bool], ...]:

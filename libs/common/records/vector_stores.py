@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -9,8 +10,10 @@ from sqlalchemy import (
     Connection,
     Select,
     and_,
+    bindparam,
     func,
     not_,
+    or_,
     select,
 )
 from sqlalchemy import (
@@ -171,6 +174,24 @@ def require_stores(connection: Connection, tenant_id: str, store_ids: Iterable[s
     return [found[store_id] for store_id in wanted]
 
 
+def revisions(connection: Connection, tenant_id: str, store_ids: Iterable[str]) -> dict[str, int]:
+    """The revisions of vector stores that are to be searched, by id, as cheaply as they can be had.
+
+    Raises:
+        PermanentError: NOT_FOUND, for a missing, foreign or expired one alike.
+    """
+    wanted = list(dict.fromkeys(store_ids))
+    if not wanted:
+        return {}
+    named = {f"wanted_{number}": store_id for number, store_id in enumerate(wanted)}
+    rows = connection.execute(_revisions_of(len(wanted)), {"tenant": tenant_id, **named})
+    found: dict[str, int] = {row.id: row.revision for row in rows}
+    for store_id in wanted:
+        if store_id not in found:
+            raise not_found("vector store", store_id)
+    return found
+
+
 def touch(connection: Connection, tenant_id: str, store_ids: Sequence[str]) -> None:
     """Note that these were used, which puts off their expiry; a row is then locked until the transaction ends."""
     now = epoch_now()
@@ -181,13 +202,18 @@ def touch(connection: Connection, tenant_id: str, store_ids: Sequence[str]) -> N
     )
 
 
+_BUMP: Final = (
+    update_rows(vector_stores)
+    .where(vector_stores.c.tenant_id == bindparam("of_tenant_id"), vector_stores.c.id == bindparam("store_id"))
+    .values(revision=vector_stores.c.revision + 1)
+)
+
+
 def bump_revision(connection: Connection, tenant_id: str, store_ids: Iterable[str]) -> None:
     """Note that these would now answer otherwise; their rows are then locked until the transaction ends."""
     # One at a time and in order, so that two transactions never wait for each other.
     for store_id in sorted(store_ids):
-        connection.execute(
-            update_rows(vector_stores).where(*_is(tenant_id, store_id)).values(revision=vector_stores.c.revision + 1)
-        )
+        connection.execute(_BUMP, {"of_tenant_id": tenant_id, "store_id": store_id})
 
 
 def counts(connection: Connection, tenant_id: str, store_ids: Sequence[str]) -> dict[str, FileCounts]:
@@ -237,6 +263,15 @@ def _rows() -> Select[Any]:
 def _expired() -> ColumnElement[bool]:
     # Both parts, so that it is never NULL.
     return and_(vector_stores.c.expires_at.is_not(None), vector_stores.c.expires_at <= epoch_now())
+
+
+# Kept: making a statement, and fitting a list into one, costs more than running this one.
+@lru_cache(maxsize=64)
+def _revisions_of(count: int) -> Select[tuple[str, int]]:
+    wanted = [vector_stores.c.id == bindparam(f"wanted_{number}") for number in range(count)]
+    return select(vector_stores.c.id, vector_stores.c.revision).where(
+        vector_stores.c.tenant_id == bindparam("tenant"), or_(*wanted), not_(_expired())
+    )
 
 
 def _is(tenant_id: str, store_id: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

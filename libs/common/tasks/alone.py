@@ -9,9 +9,14 @@ from contextlib import asynccontextmanager
 
 
 class JobGate:
-    """Lets jobs in side by side, or keeps all but one out. For one event loop."""
+    """Lets jobs in side by side, or keeps all but one out. For one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        places: how many may be inside at once.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = asyncio.Semaphore(places)
         self._inside = 0
         self._open = asyncio.Event()
         self._open.set()
@@ -23,21 +28,31 @@ class JobGate:
         self._shut = True
 
     async def enter(self, wait_seconds: float) -> bool:
-        """Come in, unless it is shut or stays closed for `wait_seconds`; whoever came in must `leave`."""
+        """Come in, unless it is shut or stays closed or full for `wait_seconds`; whoever came in must `leave`."""
         try:
             async with asyncio.timeout(wait_seconds):
-                while not self._open.is_set():  # again: the next suspect may close it before we wake
-                    await self._open.wait()
+                await self._places.acquire()
+                await self._until_open()
         except TimeoutError:
             return False
         if self._shut:
+            self._places.release()
             return False
         self._inside += 1
         return True
 
+    async def _until_open(self) -> None:
+        try:
+            while not self._open.is_set():  # again: the next suspect may close it before we wake
+                await self._open.wait()
+        except BaseException:
+            self._places.release()
+            raise
+
     def leave(self) -> None:
         """Go out."""
         self._inside -= 1
+        self._places.release()
         if self._inside <= 1:
             self._quiet.set()
 

@@ -55,10 +55,12 @@ class BrokerConnection:
     Args:
         url: `redis://…`.
         timeout_seconds: longest wait for one reply, connecting included.
+        name: of the server, in logs.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float = 2.0) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float = 2.0, name: str = "broker") -> None:
         self._url = url
+        self._name = name
         self._timeout_seconds = timeout_seconds
         self._outbox: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
         self._awaiting: deque[asyncio.Future[Any]] = deque()
@@ -84,7 +86,7 @@ class BrokerConnection:
                 return await future
         except TimeoutError:
             self._drop(_unavailable())
-            self._probing = asyncio.create_task(self._probe(), name="broker probe")
+            self._probing = asyncio.create_task(self._probe(), name=f"{self._name} probe")
             raise _unavailable() from None
 
     async def _probe(self) -> None:
@@ -114,7 +116,7 @@ class BrokerConnection:
                 async with asyncio.timeout(self._timeout_seconds):
                     await self._write(batch)
             except (RedisError, OSError, TimeoutError, UnicodeError) as error:
-                _log.warning("broker write failed", error=type(error).__name__)
+                _log.warning(f"{self._name} write failed", error=type(error).__name__)
                 self._drop(_unavailable())
                 for _, future in batch:
                     _fail(future, _unavailable())
@@ -152,7 +154,7 @@ class BrokerConnection:
                 if not future.done():
                     future.set_result(reply)
         except (RedisError, OSError, IndexError) as error:
-            _log.warning("broker connection lost", error=type(error).__name__)
+            _log.warning(f"{self._name} connection lost", error=type(error).__name__)
             if self._connection is connection:
                 self._drop(_unavailable())
 

@@ -57,7 +57,8 @@ class Caller:
             raise RetryableError(
                 ErrorCode.QUEUE_UNAVAILABLE, "The server's queue cannot be reached. Try again.", retry_after_seconds=2
             )
-        pending = self._hub.expect(call.id)
+        # At once: the reader may be stuck for long before it hears of it, and the model would go on for nobody.
+        pending = self._hub.expect(call.id, on_overflow=lambda: self.cancel(call.id))
         open_call: OpenCall[ReplyT] = OpenCall(self.sender, call, pending)  # type: ignore[arg-type]  # read-only in RequestT
         try:
             await open_call.push()

@@ -1,4 +1,4 @@
-"""From ledger to queue: a bounded window of messages per tenant, and a reconciler that mends what was lost.
+"""From ledger to queue: messages for the places that are free, and a reconciler that mends what was lost.
 
 Runs in every process that submits or works on jobs. Dispatching is safe anywhere at any time, because a row is marked
 before its message is pushed; the repairs are done by one process at a time, the holder of a lease row per queue.
@@ -11,18 +11,18 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from libs.common import metrics, reconciling
+from libs.common import dispatching, metrics, reconciling
 from libs.common.contracts.base import Queue
+from libs.common.dispatching import Capacity
 from libs.common.errors import PlatformError
 from libs.common.logs import get_logger
 from libs.common.records.database import Database
 from libs.common.settings import CommonSettings
 from libs.common.tasks.broker import BrokerClock
-from libs.common.tasks.publisher import Publisher
+from libs.common.tasks.publisher import Consumers, Publisher
 from libs.common.tasks.wire import Envelope, MessageSealer
 
 _log = get_logger(__name__)
-_ROUND = 256
 # A message may have been popped and its claim still be on its way to the database.
 _LOST_AFTER_SECONDS = 3.0
 # In a queue that never empties, a message popped by a worker that died is noticed by its age alone.
@@ -41,6 +41,7 @@ class Dispatcher:
         self,
         database: Database,
         publisher: Publisher,
+        consumers: Consumers,
         messages: MessageSealer,
         clock: BrokerClock,
         settings: CommonSettings,
@@ -50,11 +51,13 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._publisher = publisher
+        self._consumers = consumers
         self._messages = messages
         self._clock = clock
         self._settings = settings
         self._queues = tuple(queues)
         self._holder = holder
+        self._capacities = dict.fromkeys(self._queues, Capacity({}, settings.tenant_share))
         self._nudged = asyncio.Event()
         self._reap_from = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -70,7 +73,7 @@ class Dispatcher:
             await asyncio.wait([self._task])
 
     def nudge(self) -> None:
-        """A job was committed, or a place in a window became free."""
+        """A job was committed, or the place of one became free."""
         self._nudged.set()
 
     async def _run(self) -> None:
@@ -93,6 +96,8 @@ class Dispatcher:
         try:
             if repair:
                 await self._repair(queue)
+                places = await self._consumers.places(queue)
+                self._capacities[queue] = Capacity(places, self._settings.tenant_share)
             await self._dispatch(queue)
         except (PlatformError, SQLAlchemyError, RedisError) as error:
             if not isinstance(error, RedisError):
@@ -102,11 +107,9 @@ class Dispatcher:
             _log.warning("dispatch round failed", queue=queue, error=type(error).__name__)
 
     async def _dispatch(self, queue: Queue) -> None:
-        window = self._settings.dispatch_window_per_tenant
-
         def take(connection: Connection) -> list[tuple[str, str, str]]:
             suspects = reconciling.take_suspect(connection, queue)
-            return suspects + reconciling.take_dispatchable(connection, queue, window=window, limit=_ROUND)
+            return suspects + dispatching.take_dispatchable(connection, queue, self._capacities[queue])
 
         jobs = await self._database.write(take)
         if not jobs:
@@ -118,8 +121,6 @@ class Dispatcher:
         if unsent:
             await self._database.write(lambda connection: reconciling.undo_dispatch(connection, unsent))
             _log.warning("messages could not be pushed", queue=queue, count=len(unsent))
-        elif len(jobs) >= _ROUND:
-            self.nudge()
 
     def _message(self, queue: Queue, job_id: str, tenant_id: str, task: str) -> bytes:
         envelope = Envelope(id=job_id, task=task, tenant_id=tenant_id, issued_at=self._clock.now())

@@ -77,6 +77,11 @@ class Heartbeat:
         with self._lock:
             return list(self._held.values())
 
+    def held_ids(self) -> list[str]:
+        """The ids of these jobs."""
+        with self._lock:
+            return list(self._held)
+
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.heartbeat_seconds):
             self._watch_loop()

@@ -5,6 +5,7 @@ committed together with the job's end by `JobRun.finish`, under the fencing toke
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
@@ -17,7 +18,8 @@ from libs.common.errors import ErrorCode, PlatformError, RetryableError
 from libs.common.ledger import ClaimedJob, LeaseLostError
 from libs.common.records.database import Database
 from libs.common.records.dead_jobs import mark_dead
-from libs.common.settings import CommonSettings
+from libs.common.settings import WorkerSettings
+from libs.common.tasks import outages
 from libs.common.tasks.alone import JobGate
 from libs.common.tasks.dispatcher import Dispatcher
 from libs.common.tasks.heartbeat import Heartbeat, HeldJob, Reason
@@ -27,13 +29,15 @@ from libs.common.tasks.wire import Envelope, MessageSealer
 _log = logs.get_logger(__name__)
 # Shorter than the time after which the reconciler takes a message for lost, so that there is never a second one.
 _HELD_BACK_SECONDS: Final = 2.0
+# Between two reports of a job's progress: most jobs have ended before the first.
+_REPORT_SECONDS: Final = 0.5
 
 
 class JobRun:
     """One attempt at a job, as its handler sees it.
 
     Attributes:
-        is_last_try: whether a failure of this attempt will be the job's last.
+        is_last_error: whether an error, if it ended this attempt, would be the job's end.
     """
 
     def __init__(
@@ -42,14 +46,16 @@ class JobRun:
         database: Database,
         dispatcher: Dispatcher,
         *,
-        is_last_try: bool,
+        is_last_error: Callable[[PlatformError], bool],
         next_step: Callable[[], None],
     ) -> None:
-        self.is_last_try = is_last_try
+        self.is_last_error = is_last_error
         self._claimed = claimed
         self._database = database
         self._dispatcher = dispatcher
         self._next_step = next_step
+        self._total: int | None = None
+        self._next_report = time.monotonic() + _REPORT_SECONDS
         self.finished = False
 
     @property
@@ -61,17 +67,22 @@ class JobRun:
         return self._claimed.tenant_id
 
     async def progress(self, done: int, total: int) -> None:
-        """Let pollers see how far the job is; its time for one step begins anew.
+        """Let pollers see how far the job is, at most twice a second; its time for one step begins anew.
 
         Raises:
             LeaseLostError: this attempt no longer holds the job.
         """
+        self._total = total
+        self._next_step()
+        now = time.monotonic()
+        if now < self._next_report:
+            return
+        self._next_report = now + _REPORT_SECONDS
         await self._database.write(
             lambda connection: ledger.report_progress(
                 connection, self._claimed.id, self._claimed.attempt, done=done, total=total
             )
         )
-        self._next_step()
 
     async def write(self, step: Callable[[Connection], None]) -> None:
         """Commit a step, if this attempt still holds the job; the time for the next one begins.
@@ -95,7 +106,7 @@ class JobRun:
         """
 
         def guarded(connection: Connection) -> None:
-            ledger.succeed(connection, self._claimed.id, self._claimed.attempt)
+            ledger.succeed(connection, self._claimed.id, self._claimed.attempt, total=self._total)
             if last_step is not None:
                 last_step(connection)
 
@@ -115,7 +126,7 @@ class JobLane:
     """Runs jobs on the worker's event loop."""
 
     def __init__(
-        self, worker: str, database: Database, messages: MessageSealer, dispatcher: Dispatcher, settings: CommonSettings
+        self, worker: str, database: Database, messages: MessageSealer, dispatcher: Dispatcher, settings: WorkerSettings
     ) -> None:
         self._worker = worker
         self._database = database
@@ -123,12 +134,16 @@ class JobLane:
         self._dispatcher = dispatcher
         self._settings = settings
         self._heartbeat = Heartbeat(database, settings, asyncio.get_running_loop())
-        self._gate = JobGate()
+        self._gate = JobGate(settings.job_concurrency)
         self._runs: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to renew leases."""
         self._heartbeat.start()
+
+    def held_ids(self) -> list[str]:
+        """The ids of the jobs under way here."""
+        return self._heartbeat.held_ids()
 
     async def stop(self, grace_seconds: float) -> None:
         """Let what runs finish for a while, then hand the rest back to the ledger."""
@@ -200,7 +215,7 @@ class JobLane:
             claimed,
             self._database,
             self._dispatcher,
-            is_last_try=claimed.failures + 1 >= self._settings.max_attempts,
+            is_last_error=partial(self._is_last_error, claimed),
             next_step=partial(self._heartbeat.next_step, claimed.id),
         )
         body = self._messages.open_job_request(claimed.queue, claimed.id, claimed.sealed_request)
@@ -221,10 +236,22 @@ class JobLane:
             lambda connection: ledger.release(connection, claimed.id, claimed.attempt, pause_seconds=wait_seconds)
         )
 
+    def _is_charged(self, claimed: ClaimedJob, error: PlatformError) -> bool:
+        return outages.is_charged(error, claimed, patience_seconds=self._settings.outage_patience_seconds)
+
+    def _is_last_error(self, claimed: ClaimedJob, error: PlatformError) -> bool:
+        is_last_try = claimed.failures + 1 >= self._settings.max_attempts
+        return not error.code.kind.retryable or (is_last_try and self._is_charged(claimed, error))
+
     async def _fail(self, claimed: ClaimedJob, error: PlatformError) -> None:
-        _log.info("job attempt failed", code=error.code.value, failures=claimed.failures + 1)
+        charged = self._is_charged(claimed, error)
+        _log.info("job attempt failed", code=error.code.value, failures=claimed.failures + charged, charged=charged)
 
         def record(connection: Connection) -> bool:
+            if not charged:
+                pause_seconds = outages.wait_seconds(error, claimed)
+                ledger.release(connection, claimed.id, claimed.attempt, pause_seconds=pause_seconds, error=error)
+                return False
             dead = ledger.fail(
                 connection,
                 claimed.id,

@@ -32,6 +32,7 @@ class Call(Generic[RequestT, ReplyT]):
         id: the request's id, unique for ever.
         keep_events: keep its events for whoever resumes the stream.
         stream: counts as one of the key's parallel streams.
+        admission: of a request that was counted before.
     """
 
     spec: TaskSpec[RequestT, ReplyT]
@@ -41,6 +42,7 @@ class Call(Generic[RequestT, ReplyT]):
     deadline_seconds: float
     keep_events: bool = False
     stream: bool = False
+    admission: Admission | None = None
 
 
 class Sender:
@@ -104,7 +106,10 @@ class OpenCall(Generic[ReplyT]):
         self._passed_on = False
         self._consumerless_since: float | None = None
         self._begun = False
-        self.admission: Admission | None = None
+        self.admission = call.admission
+        self.from_cache = False  # known once the first event or the reply is here, like the next two
+        self.model = ""
+        self.degraded = False
         self.in_flight = False  # a worker may have it, or get it
         self._reply: ReplyT | None = None
 
@@ -119,13 +124,15 @@ class OpenCall(Generic[ReplyT]):
         with telemetry.span("publish", **{telemetry.MESSAGING_DESTINATION_NAME: str(self._call.spec.queue)}):
             self.in_flight = True
             try:
-                self.admission = await self._sender.publisher.admit_and_push(
+                admission = await self._sender.publisher.admit_and_push(
                     self._call.limits,
                     self._call.spec.queue,
                     self._message,
                     stream_id=self._call.id if self._call.stream else "",
                     stream_seconds=self._call.deadline_seconds,
+                    counted=self.admission is not None,
                 )
+                self.admission = self.admission or admission
             except PlatformError as error:
                 # Silence of the broker leaves it open whether the message went into the queue.
                 self.in_flight = error.code is ErrorCode.QUEUE_UNAVAILABLE
@@ -143,6 +150,7 @@ class OpenCall(Generic[ReplyT]):
                 raise RetryableError(ErrorCode.TOO_MANY_STREAMS, "The client reads its stream too slowly.")
             if frame.attempt != self._attempt and frame.kind != "error":
                 continue  # an attempt that was given up still speaks
+            self.from_cache, self.model, self.degraded = frame.from_cache, frame.model, frame.degraded
             if frame.kind == "started":
                 self._worker = frame.worker
             elif frame.kind == "passed":

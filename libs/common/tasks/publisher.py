@@ -18,8 +18,9 @@ local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
 local next_arrival = arrival + interval
 local room = now + interval * burst - next_arrival
+local counted = ARGV[8] ~= ''
 -- A double of this size is exact to 0.25 us only: sums of uneven intervals may miss by some of these.
-if room < -0.1 then return {'rate', 0, math.ceil(-room)} end
+if not counted and room < -0.1 then return {'rate', 0, math.ceil(-room)} end
 room = math.max(room, 0)
 local stream = ARGV[3]
 if stream ~= '' then
@@ -34,9 +35,13 @@ if stream ~= '' then
   redis.call('ZADD', KEYS[2], now + tonumber(ARGV[5]), stream)
   redis.call('PEXPIRE', KEYS[2], ARGV[5])
 end
-redis.call('SET', KEYS[1], next_arrival, 'PX', math.ceil(next_arrival - now) + 1)
+if not counted then redis.call('SET', KEYS[1], next_arrival, 'PX', math.ceil(next_arrival - now) + 1) end
 return {'ok', math.floor(room / interval), math.ceil(next_arrival - now)}
 """
+
+
+# Longer than a worker counts as live without a report.
+_PLACES_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +84,22 @@ class Publisher:
         return await self._run_admission(limits, "", b"", stream_id, stream_seconds)
 
     async def admit_and_push(
-        self, limits: Limits, queue: str, message: bytes, *, stream_id: str = "", stream_seconds: float = 0.0
+        self,
+        limits: Limits,
+        queue: str,
+        message: bytes,
+        *,
+        stream_id: str = "",
+        stream_seconds: float = 0.0,
+        counted: bool = False,
     ) -> Admission:
-        """Count one request of a key and push its message, or neither.
+        """Count one request of a key, unless it was by `admit`, and push its message, or neither.
 
         Raises:
             RetryableError: as `admit`, or QUEUE_FULL.
         """
         with metrics.PUBLISH_SECONDS.labels(queue=queue).time():
-            return await self._run_admission(limits, queue, message, stream_id, stream_seconds)
+            return await self._run_admission(limits, queue, message, stream_id, stream_seconds, counted=counted)
 
     async def push(self, queue: str, message: bytes) -> None:
         """Push a message of work that was admitted before.
@@ -118,7 +130,14 @@ class Publisher:
         self._broker.send("ZREM", keys.streams(limits.tenant_id, limits.key_id), stream_id)
 
     async def _run_admission(
-        self, limits: Limits, queue: str, message: bytes, stream_id: str, stream_seconds: float
+        self,
+        limits: Limits,
+        queue: str,
+        message: bytes,
+        stream_id: str,
+        stream_seconds: float,
+        *,
+        counted: bool = False,
     ) -> Admission:
         script_keys = (
             keys.rate(limits.tenant_id, limits.key_id),
@@ -133,6 +152,7 @@ class Publisher:
             int(stream_seconds * 1000),
             message,
             self._max_queue_depth,
+            "1" if counted else "",
         )
         verdict, remaining, milliseconds = await self._evaluate(script_keys, arguments)
         if verdict != b"ok":
@@ -188,9 +208,25 @@ class Consumers:
         scores = [float(score) for score in (await consuming, draining) if score is not None]
         return max(scores, default=0.0) > self._clock.now()
 
-    async def report(self, queues: tuple[str, ...], worker: str, *, seconds: float, draining: bool = False) -> None:
-        """This worker lives for the next `seconds`, and consumes these queues or only finishes what it took."""
+    async def places(self, queue: str) -> dict[str, int]:
+        """How many jobs each live worker of the queue runs at once, by its name."""
+        live = await self._broker.execute("ZRANGEBYSCORE", keys.workers(queue), self._clock.now(), "+inf")
+        names = [name.decode() for name in live]
+        if not names:
+            return {}
+        places = await self._broker.execute("MGET", *map(keys.places, names))
+        return {name: int(count) for name, count in zip(names, places, strict=True) if count is not None}
+
+    async def report(
+        self, queues: tuple[str, ...], worker: str, *, places: int, seconds: float, draining: bool = False
+    ) -> None:
+        """This worker lives for the next `seconds`, and consumes these queues or only finishes what it took.
+
+        Args:
+            places: how many jobs it runs at once.
+        """
         now = self._clock.now()
+        self._broker.send("SET", keys.places(worker), places, "EX", _PLACES_SECONDS)
         for queue in queues:
             key = keys.draining(queue) if draining else keys.workers(queue)
             if draining:

@@ -27,19 +27,28 @@ OtherT = TypeVar("OtherT", bound=Message)
 Kind = Literal["started", "events", "passed", "done", "error"]
 
 _log = get_logger(__name__)
+# The event that ends the stream of a completion.
+DONE_BLOCK: Final = b"data: [DONE]\n\n"
 _TICK_SECONDS: Final = 0.01
 _KEEP_EVENTS_SECONDS: Final = 300
 _KEEP_UNFINISHED_SECONDS: Final = 3600
 
 
 class Frame(Message):
-    """One message of a reply. `sequence` is the number of its first event, `count` how many it holds."""
+    """One message of a reply. `sequence` is the number of its first event, `count` how many it holds.
+
+    `from_cache` says that the answer was made for an earlier question; `model` names who answers, if that is known, and
+    `degraded` that no model does.
+    """
 
     kind: Kind
     attempt: int = 0
     worker: str = ""
     sequence: int = 0
     count: int = 0
+    from_cache: bool = False
+    model: str = ""
+    degraded: bool = False
 
 
 class Outbox:
@@ -96,6 +105,9 @@ class Reply(Generic[ReplyT]):
         self._blocks: list[bytes] = []
         self._first = 0
         self.ended = False
+        self.from_cache = False
+        self.model = ""
+        self.degraded = False
 
     @property
     def request_id(self) -> str:
@@ -172,7 +184,11 @@ class Reply(Generic[ReplyT]):
         blocks, self._blocks = self._blocks, []
         first, self._first = self._first, self._first + len(blocks)
         data = b"".join(blocks)
-        if self._envelope.keep_events:
+        if self._envelope.keep_events and self._envelope.reply_to is None:
+            # A job may be made again: kept one by one, whatever events the attempt before left are left out, no others.
+            for number, block in enumerate(blocks, first):
+                self._keep(number, 1, block, ended=False)
+        elif self._envelope.keep_events:
             self._keep(first, len(blocks), data, ended=False)
         self._send("events", data, first, len(blocks))
 
@@ -186,7 +202,16 @@ class Reply(Generic[ReplyT]):
             nobody: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             nobody.set_result(0)
             return nobody
-        frame = Frame(kind=kind, attempt=self._envelope.attempt, worker=self._worker, sequence=sequence, count=count)
+        frame = Frame(
+            kind=kind,
+            attempt=self._envelope.attempt,
+            worker=self._worker,
+            sequence=sequence,
+            count=count,
+            from_cache=self.from_cache,
+            model=self.model,
+            degraded=self.degraded,
+        )
         sealed = self._sealer.seal(frame.model_dump_json().encode() + b"\n" + data, self.request_id)
         return self._outbox.publish(channel, self.request_id.encode() + b" " + sealed)
 

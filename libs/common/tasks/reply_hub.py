@@ -16,13 +16,21 @@ from libs.common.tasks.replies import Frame
 from libs.common.tasks.wire import error_body
 
 _log = get_logger(__name__)
-_MAX_BUFFERED_BYTES: Final = 1 << 20
+# With what the server and the allocator add, a stream that nobody reads takes less than 1 MB.
+_MAX_BUFFERED_BYTES: Final = 512 << 10
+# Of a frame beside its data: many small ones weigh more than their bytes.
+_FRAME_BYTES: Final = 1024
 
 
 class PendingReply:
-    """What a gateway process holds while it waits: an async iterator over a reply's frames."""
+    """What a gateway process holds while it waits: an async iterator over a reply's frames.
 
-    def __init__(self) -> None:
+    Args:
+        on_overflow: called once, when the reader is too far behind: nobody will get the rest.
+    """
+
+    def __init__(self, on_overflow: Callable[[], None] | None = None) -> None:
+        self._on_overflow = on_overflow
         self._frames: asyncio.Queue[tuple[Frame, bytes]] = asyncio.Queue()
         self._buffered_bytes = 0
         self.overflowed = False
@@ -30,16 +38,18 @@ class PendingReply:
     def put(self, frame: Frame, data: bytes) -> None:
         """Called by the hub. A client that does not read gets no more than a bounded buffer."""
         # One frame always fits: whoever reads in time is not slow, however long an event is.
-        if frame.kind == "events" and 0 < self._buffered_bytes > _MAX_BUFFERED_BYTES - len(data):
+        if frame.kind == "events" and 0 < self._buffered_bytes > _MAX_BUFFERED_BYTES - len(data) - _FRAME_BYTES:
+            if not self.overflowed and self._on_overflow is not None:
+                self._on_overflow()
             self.overflowed = True
             return
-        self._buffered_bytes += len(data)
+        self._buffered_bytes += len(data) + _FRAME_BYTES
         self._frames.put_nowait((frame, data))
 
     async def next(self) -> tuple[Frame, bytes]:
         """The next frame and its data, as soon as it arrives."""
         frame, data = await self._frames.get()
-        self._buffered_bytes -= len(data)
+        self._buffered_bytes -= len(data) + _FRAME_BYTES
         return frame, data
 
 
@@ -64,9 +74,9 @@ class ReplyHub:
     def connected(self) -> bool:
         return self._subscription.connected.is_set()
 
-    def expect(self, request_id: str) -> PendingReply:
+    def expect(self, request_id: str, on_overflow: Callable[[], None] | None = None) -> PendingReply:
         """Begin to collect frames of this request; call before its message is pushed."""
-        pending = self._waiting[request_id] = PendingReply()
+        pending = self._waiting[request_id] = PendingReply(on_overflow)
         return pending
 
     def forget(self, request_id: str) -> None:

@@ -15,16 +15,19 @@ from kombu import Exchange
 from kombu import Queue as KombuQueue
 from redis.exceptions import RedisError
 
-from libs.common import health, logs, metrics, telemetry
+from libs.common import health, keys, logs, metrics, telemetry
 from libs.common.contracts.base import JobSpec, Message, Queue, TaskSpec
 from libs.common.errors import PlatformError
 from libs.common.keyring import Keyring, KeyringError, load_keyring
+from libs.common.keyring_watch import KeyringWatch
 from libs.common.records.database import Database
 from libs.common.settings import WorkerSettings
+from libs.common.starting import KeyringFit, wait_until_fitting
 from libs.common.tasks.broker import BrokerClock, BrokerConnection
 from libs.common.tasks.dispatcher import Dispatcher
 from libs.common.tasks.interactive import InteractiveHandler, InteractiveLane
 from libs.common.tasks.jobs import JobHandler, JobLane, JobRun
+from libs.common.tasks.memory import MemoryGuard
 from libs.common.tasks.pool import AsyncPool
 from libs.common.tasks.publisher import Consumers, Publisher
 from libs.common.tasks.replies import Reply
@@ -81,11 +84,14 @@ class Worker:
         self.keyring: Keyring = load_keyring(
             text=settings.keyring.get_secret_value() if settings.keyring else None, file=settings.keyring_file
         )
+        self.keyring.require([keys.REPLIES_PURPOSE, *map(keys.queue_purpose, (*queues, *submits))])
         self.messages = MessageSealer(self.keyring)
         self.name = f"{settings.service_name}@{socket.gethostname()}.{os.getpid()}"
         self.readiness = health.Readiness()
         self._submits = tuple(submits)
         self._database = database
+        self._keyring_watch = KeyringWatch(self.keyring, None if settings.keyring else settings.keyring_file)
+        self._keyring_fit = KeyringFit(database, self.keyring) if database is not None else None
         self._startup = startup
         self._shutdown = shutdown
         self._interactive_handlers: dict[str, tuple[TaskSpec[Any, Any], InteractiveHandler]] = {}
@@ -121,6 +127,13 @@ class Worker:
         # One line per message would cost as much as the message; our own access logs say what ran.
         logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
         signals.task_unknown.connect(_count_unknown_task)
+        if self._keyring_fit is not None:
+            wait_until_fitting(
+                self._keyring_fit,
+                self._keyring_watch,
+                health_port=self.settings.health_port,
+                health_host=self.settings.health_host,
+            )
         stop_telemetry = telemetry.configure_telemetry(self.settings.service_name)
         worker = self.celery.Worker(
             pool=AsyncPool,
@@ -139,6 +152,7 @@ class Worker:
 
     async def start(self) -> None:
         """Open connections, begin to report, and become ready."""
+        self._keyring_watch.start()
         self._broker = BrokerConnection(self.settings.broker_url)
         self._clock = BrokerClock(self._broker)
         self._clock.start()
@@ -148,6 +162,9 @@ class Worker:
         )
         self._interactive.start()
         self._jobs, self._dispatcher = self._start_jobs()
+        held_jobs = self._jobs.held_ids if self._jobs is not None else list[str]
+        self._memory = MemoryGuard(self.settings.worker_memory_bytes, held_jobs)
+        self._memory.start()
         if self._startup is not None:
             await self._startup()
         self._reporting = asyncio.create_task(self._report_for_ever())
@@ -160,6 +177,7 @@ class Worker:
         dispatcher = Dispatcher(
             self._database,
             Publisher(self._broker),
+            self._consumers,
             self.messages,
             self._clock,
             self.settings,
@@ -178,6 +196,8 @@ class Worker:
         self.readiness.add("broker", self._check_broker)
         if self._database is not None:
             self.readiness.add("database", self._check_database)
+        if self._keyring_fit is not None:
+            self.readiness.add("keyring", self._keyring_fit.probe)
         server = health.HealthServer(
             self.settings.health_port, self.settings.health_host, readiness=self.readiness.report_sync
         )
@@ -192,11 +212,14 @@ class Worker:
             await self._database.read(lambda connection: connection.exec_driver_sql("SELECT 1").one())
 
     async def _report_for_ever(self) -> None:
+        places = min(self.settings.job_concurrency, self.settings.worker_concurrency)
         while True:
             try:
                 self._interactive.report()
                 draining = self.readiness.draining
-                await self._consumers.report(self.queues, self.name, seconds=_ALIVE_SECONDS, draining=draining)
+                await self._consumers.report(
+                    self.queues, self.name, places=places, seconds=_ALIVE_SECONDS, draining=draining
+                )
             except (PlatformError, RedisError):
                 _log.warning("could not report to the broker")
             await asyncio.sleep(_REPORT_SECONDS)
@@ -235,6 +258,8 @@ class Worker:
         if self._shutdown is not None:
             await self._shutdown()
         self._lag.cancel()
+        await asyncio.to_thread(self._memory.stop)
+        await asyncio.to_thread(self._keyring_watch.stop)
         await self._clock.stop()
         await self._broker.close()
         if self._health is not None:

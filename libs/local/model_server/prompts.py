@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from libs.common.rag.extractive.answers import Passage, Prompt
+
 TRUSTED_ROLES: Final = frozenset({"system", "developer"})
 _OPENING: Final = re.compile(r'^<passage-([0-9a-f]{4,64})\s+number="\d+"', re.MULTILINE)
 
@@ -25,23 +27,6 @@ class Message:
 
     role: str
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Text to answer from and the number it is cited by."""
-
-    number: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """Passages by ascending number, the question, and the user's earlier messages, oldest first."""
-
-    passages: tuple[Passage, ...]
-    question: str
-    earlier: tuple[str, ...] = ()
 
 
 def read_prompt(messages: Sequence[Message]) -> Prompt:

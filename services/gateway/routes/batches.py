@@ -73,7 +73,7 @@ async def list_batches(
     gateway: GatewayDep,
     principal: AdmittedDep,
     after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
 ) -> Response:
     """Batches, newest first."""
 

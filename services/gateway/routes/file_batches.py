@@ -34,16 +34,16 @@ class BatchFile(Body):
 
 
 class CreateFileBatch(Body):
-    """POST /v1/vector_stores/{id}/file_batches."""
+    """POST /v1/vector_stores/{id}/file_batches. A batch of no files is complete at once."""
 
-    file_ids: Annotated[tuple[FileId, ...], Field(min_length=1, max_length=2000)] | None = None
-    files: Annotated[tuple[BatchFile, ...], Field(min_length=1, max_length=2000)] | None = None
+    file_ids: Annotated[tuple[FileId, ...], Field(max_length=2000)] | None = None
+    files: Annotated[tuple[BatchFile, ...], Field(max_length=2000)] | None = None
     attributes: AttributesBody | None = None
     chunking_strategy: ChunkingBody = AUTO
 
     @model_validator(mode="after")
     def _one_kind_of_list(self) -> Self:
-        if (self.file_ids is None) == (self.files is None):
+        if self.file_ids is not None and self.files is not None:
             raise ValueError("give either 'file_ids' or 'files'")
         return self
 
@@ -73,11 +73,7 @@ async def create_file_batch(
     def create(connection: Connection) -> dict[str, Any]:
         if file_batches.exists(connection, tenant_id, file_batch_id):
             return _shown(connection, tenant_id, store_id, file_batch_id)  # by an earlier run of the same request
-        # In one order for everybody, so that two batches never wait for each other's files.
-        for wanted in sorted(body.wanted(), key=lambda wanted: wanted.file_id):
-            attachments.attach_file(
-                connection, gateway.messages, tenant_id, store_id, wanted, file_batch_id=file_batch_id
-            )
+        attachments.attach_files(connection, gateway.messages, tenant_id, store_id, body.wanted(), file_batch_id)
         file_batches.create(connection, tenant_id, store_id, file_batch_id)
         return _shown(connection, tenant_id, store_id, file_batch_id)
 
@@ -120,7 +116,7 @@ async def list_batch_files(
     gateway: GatewayDep,
     principal: AdmittedDep,
     after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
     status: Annotated[Status | None, Query(alias="filter")] = None,
 ) -> Response:

@@ -54,7 +54,7 @@ async def list_files(
     gateway: GatewayDep,
     principal: AdmittedDep,
     after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    limit: Annotated[int, Query(ge=0, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(max_length=32)] = None,
 ) -> Response:

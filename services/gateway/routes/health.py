@@ -20,7 +20,7 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(gateway: GatewayDep) -> Response:
-    """Ready to take requests: the database decides; each queue's consumers are shown."""
+    """Ready to take requests: database and keyring decide; each queue's consumers are shown."""
     report = await gateway.readiness.report()
     return json_response(report.payload(), status=200 if report.ready else 503)
 
@@ -48,6 +48,7 @@ def register_checks(gateway: Gateway) -> None:
         return f"clock offset {offset_seconds:.3f} s"
 
     gateway.readiness.add("database", database)
+    gateway.readiness.add("keyring", gateway.keyring_fit.probe)
     gateway.readiness.add("broker", broker, required=False)
     for queue in Queue:
         gateway.readiness.add(f"consumers of {queue}", _consumers_of(gateway, queue), required=False)

@@ -23,7 +23,7 @@ async def list_jobs(
     gateway: GatewayDep,
     principal: AdmittedDep,
     after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
     state: State | None = None,
     resource_id: Annotated[str | None, Query(max_length=128)] = None,
@@ -45,7 +45,7 @@ async def list_jobs(
 async def retrieve_job(job_id: str, gateway: GatewayDep, principal: AdmittedDep) -> Response:
     """One job."""
     return json_response(
-        await gateway.database.read(lambda connection: _shown(connection, principal.tenant_id, job_id))
+        await gateway.database.read(lambda connection: shown_job(connection, principal.tenant_id, job_id))
     )
 
 
@@ -55,7 +55,7 @@ async def cancel_job(job_id: str, gateway: GatewayDep, principal: AdmittedDep) -
 
     def cancel(connection: Connection) -> dict[str, Any]:
         attachments.cancel_job(connection, gateway.messages, principal.tenant_id, job_id)
-        return _shown(connection, principal.tenant_id, job_id)
+        return shown_job(connection, principal.tenant_id, job_id)
 
     return json_response(await gateway.database.write(cancel))
 
@@ -66,14 +66,19 @@ async def requeue_job(job_id: str, gateway: GatewayDep, principal: AdmittedDep) 
 
     def requeue(connection: Connection) -> dict[str, Any]:
         attachments.requeue_job(connection, principal.tenant_id, job_id)
-        return _shown(connection, principal.tenant_id, job_id)
+        return shown_job(connection, principal.tenant_id, job_id)
 
     reply = await gateway.database.write(requeue)
     gateway.dispatcher.nudge()
     return json_response(reply)
 
 
-def _shown(connection: Connection, tenant_id: str, job_id: str) -> dict[str, Any]:
+def shown_job(connection: Connection, tenant_id: str, job_id: str) -> dict[str, Any]:
+    """A job as clients see it.
+
+    Raises:
+        PermanentError: NOT_FOUND.
+    """
     # As a mapping, like the rows of a page.
     return _object(ledger.get(connection, tenant_id, job_id)._mapping)  # noqa: SLF001 - SQLAlchemy's public name
 

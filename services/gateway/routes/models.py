@@ -20,6 +20,19 @@ def require_chat_model(gateway: Gateway, name: str) -> None:
         raise model_not_found()
 
 
+def chat_model(gateway: Gateway, name: str | None) -> str:
+    """The chat model of a body that need not name one: the first that is offered, unless it does.
+
+    Raises:
+        PermanentError: MODEL_NOT_FOUND; MISSING_FIELD where any model may be named, and so none comes first.
+    """
+    chosen = name or gateway.settings.default_model()
+    if chosen is None:
+        raise PermanentError(ErrorCode.MISSING_FIELD, "Missing required parameter: 'model'.", param="model")
+    require_chat_model(gateway, chosen)
+    return chosen
+
+
 def model_not_found() -> PermanentError:
     """The 404 of a model; the name is not echoed."""
     return PermanentError(

@@ -15,13 +15,13 @@ from libs.common.contracts.conversations import (
     OpenTurn,
     ResponseId,
 )
-from libs.common.contracts.requests import ResponseBody
+from libs.common.contracts.response_requests import ResponseBody
 from libs.common.errors import ErrorCode, PermanentError
-from services.gateway import background
+from services.gateway import answer_cache, background
 from services.gateway.bodies import body_schema, json_body
 from services.gateway.dependencies import Gateway, GatewayDep
 from services.gateway.idempotency import ReplayedRoute
-from services.gateway.routes.models import require_chat_model
+from services.gateway.routes.models import chat_model
 from services.gateway.streams import Interactive, InteractiveDep, event_stream, json_response
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -36,12 +36,13 @@ async def create_response(
     body: Annotated[ResponseBody, Depends(json_body(ResponseBody))],
 ) -> Response:
     """Answer, by `file_search` where that tool is given, and store the answer unless `store` is false."""
-    require_chat_model(gateway, body.model)
     _check(body)
-    question = body.to_answer()
+    question = body.to_answer(chat_model(gateway, body.model))
     if body.background:
         return await _started(gateway, interactive.principal.tenant_id, body, question)
     if body.conversation_id is None and body.previous_response_id is None:
+        if question.turn is None:
+            return await answer_cache.answered(interactive, question)
         return await _answered(interactive, ANSWER, question, question)
     opening = OpenTurn(
         answer=question, conversation_id=body.conversation_id, previous_response_id=body.previous_response_id
@@ -131,7 +132,7 @@ async def list_input_items(
     response_id: str,
     interactive: InteractiveDep,
     after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
     """What a stored response was asked."""

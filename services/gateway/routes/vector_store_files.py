@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 
+from libs.common.contracts.file_content import READ_FILE, ReadFile
 from libs.common.contracts.requests import Body
 from libs.common.records import vector_store_files
 from libs.common.records.paging import PageQuery, listing
@@ -15,7 +16,7 @@ from services.gateway.chunking_bodies import AUTO, AttributesBody, ChunkingBody,
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.file_views import POLL_HEADERS, attached_object
 from services.gateway.idempotency import IdempotentRoute
-from services.gateway.streams import json_response
+from services.gateway.streams import InteractiveDep, json_response
 
 router = APIRouter(
     prefix="/v1/vector_stores/{store_id}/files", tags=["vector store files"], route_class=IdempotentRoute
@@ -58,7 +59,7 @@ async def list_attached_files(
     gateway: GatewayDep,
     principal: AdmittedDep,
     after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
     status: Annotated[Status | None, Query(alias="filter")] = None,
 ) -> Response:
@@ -75,6 +76,19 @@ async def retrieve_attached_file(store_id: str, file_id: str, gateway: GatewayDe
     """One file of a vector store."""
     key = FileKey(principal.tenant_id, store_id, file_id)
     return _shown(await gateway.database.read(lambda connection: vector_store_files.get(connection, key)))
+
+
+@router.get("/{file_id}/content")
+async def retrieve_content(store_id: str, file_id: str, interactive: InteractiveDep) -> Response:
+    """The text of a file as it was extracted, in pieces that follow one another."""
+    reply, headers = await interactive.answer(READ_FILE, ReadFile(vector_store_id=store_id, file_id=file_id))
+    page = {
+        "object": "vector_store.file_content.page",
+        "data": [{"type": "text", "text": piece} for piece in reply.pieces],
+        "has_more": False,
+        "next_page": None,
+    }
+    return json_response(page, headers=headers)
 
 
 @router.post("/{file_id}", openapi_extra=body_schema(UpdateAttributes))

@@ -1,16 +1,8 @@
-"""What is kept: a disk without room, a keyring that is not there, an item that was changed."""
+"""A disk without room."""
 
 import asyncio
 import subprocess
-import sys
-from pathlib import Path
 
-from sqlalchemy import select, update
-
-from libs.common.keyring import Keyring
-from libs.common.records.tables import conversation_items
-from libs.local.ports import free_port
-from libs.local.stack import ROOT
 from tests.faults.client import Client, question
 from tests.faults.harness import Harness, RowFailedError, RowResult
 
@@ -54,78 +46,3 @@ async def _run(*command: str) -> None:
     except (subprocess.SubprocessError, OSError) as error:
         reason = getattr(error, "stderr", b"") or str(error).encode()
         raise RowFailedError(f"{' '.join(command[:3])} is not permitted here: {reason.decode().strip()}") from error
-
-
-async def keyring_broken(harness: Harness) -> RowResult:
-    """No service starts without its keyring; with a wrong one it is not ready; a changed item alone cannot be read."""
-    result = RowResult()
-    client = harness.client()
-    wrong = harness.state_dir / "wrong-keyring.json"
-    wrong.write_text(Keyring.generate())
-    for service in ("gateway", "chat", "ingest", "batch", "conversations"):
-        ready = await _becomes_ready(harness, service, harness.state_dir / "no-such-keyring.json")
-        result.expect(not ready, f"{service} is ready without a keyring")
-    result.expect(not await _becomes_ready(harness, "gateway", wrong), "the gateway is ready with a wrong keyring")
-    await _corrupt_one_item(harness, client, result)
-    result.take_errors(client)
-    return result
-
-
-async def _becomes_ready(harness: Harness, service: str, keyring_file: Path) -> bool:
-    program = harness.child(service).program
-    port = free_port()
-    environment = {**program.environment, "KEYRING_FILE": str(keyring_file)}
-    environment |= {"GATEWAY_PORT": str(port), "HEALTH_PORT": str(port)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        f"services.{service}.main",
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(6):
-            while process.returncode is None:
-                if await _answers_ready(port):
-                    return True
-                await asyncio.sleep(0.2)
-    except TimeoutError:
-        return False
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return False
-
-
-async def _answers_ready(port: int) -> bool:
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.write(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-    status = await reader.readline()
-    writer.transport.abort()
-    return b" 200 " in status
-
-
-async def _corrupt_one_item(harness: Harness, client: Client, result: RowResult) -> None:
-    items = [{"type": "message", "role": "user", "content": f"item {number}"} for number in range(3)]
-    created = await client.send("POST", "/v1/conversations", json={"items": items})
-    conversation_id = created.json()["id"] if created is not None else ""
-    columns = conversation_items.c
-    mine = columns.conversation_id == conversation_id
-    query = select(columns.id).where(mine).order_by(columns.position)
-    ids = await harness.database.read(lambda connection: list(connection.execute(query).scalars()))
-    change = update(conversation_items).where(mine, columns.id == ids[1]).values(sealed_item=b"\x01" * 80)
-    await harness.database.write(lambda connection: connection.execute(change))
-    for number, item_id in enumerate(ids):
-        response = await client.send("GET", f"/v1/conversations/{conversation_id}/items/{item_id}")
-        status = response.status_code if response is not None else 0
-        wanted = 500 if number == 1 else 200
-        text = response.text if response is not None else ""
-        result.accepted += 1
-        result.lost += status != wanted
-        result.expect(number != 1 or "decrypt_failed" in text, f"the changed item gave {status} {text[:80]}")

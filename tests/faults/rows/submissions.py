@@ -1,19 +1,16 @@
-"""Submissions: interrupted, repeated, poisonous, and far too many."""
+"""Submissions: interrupted, repeated, and far too many."""
 
 import asyncio
-import os
-import signal
 import time
 import uuid
+from statistics import median
 
 import httpx
-from sqlalchemy import Row, select
 
-from libs.common.records.tables import jobs, vector_store_files
 from tests.faults import workload
 from tests.faults.client import Client
-from tests.faults.harness import GATEWAYS, Harness, RowResult, eventually
-from tests.faults.upstream import POISON
+from tests.faults.harness import GATEWAYS, Harness, RowResult
+from tests.faults.rows import versions
 
 
 async def gateway_killed(harness: Harness) -> RowResult:
@@ -63,7 +60,7 @@ async def _upload_slowly(harness: Harness) -> bool:
 
 
 async def same_at_once(harness: Harness) -> RowResult:
-    """Fifty equal submissions: one effect with one Idempotency-Key, else fifty; and one file attached ten times."""
+    """Fifty equal submissions: one effect with one Idempotency-Key, else fifty; one file ten times; stale writers."""
     result = RowResult()
     client = harness.client()
     reference, _ = await workload.undisturbed(harness, client)
@@ -83,8 +80,9 @@ async def same_at_once(harness: Harness) -> RowResult:
     await workload.until_ingested(harness, documents)
     await workload.until_quiet(harness)
     await workload.judge_documents(harness, documents, reference, result)
-    result.take_errors(client)
     result.detail = f"{len(made)} effects of 50 equal submissions with one key"
+    await versions.stale_writers(harness, client, result)
+    result.take_errors(client)
     return result
 
 
@@ -99,79 +97,29 @@ async def _create_store(client: Client, number: int, headers: dict[str, str]) ->
     return response
 
 
-async def poison_job(harness: Harness) -> RowResult:
-    """A document whose processing kills the worker, among others that are harmless."""
-    result = RowResult()
-    client = harness.client()
-    reference, _ = await workload.undisturbed(harness, client)
-    documents = await workload.new_store(client)
-    poison = await workload.upload(client, "poison.txt", f"This text is {POISON}.".encode())
-    kills: list[int] = []
-    harness.upstream.on_poison = lambda: kills.append(_kill_holder(harness, str(poison)))
-    path = f"/v1/vector_stores/{documents.vector_store_id}/files"
-    await client.send("POST", path, json={"file_id": poison})
-    await workload.send_documents(client, documents, max(10, round(200 * harness.scale)))
-
-    async def ended() -> bool:
-        return bool((await _job_of(harness, str(poison))).state == "failed")
-
-    result.recovery_seconds = await eventually(ended, 150.0, f"the poison job was not given up ({len(kills)} kills)")
-    await workload.until_ingested(harness, documents)
-    job = await _job_of(harness, str(poison))
-    result.expect(job.failures == 3, f"given up after {job.failures} tries")
-    innocent = [await _job_of(harness, file_id) for file_id in documents.accepted]
-    charged = sum(other.failures > 0 for other in innocent)
-    result.expect(charged == 0, f"{charged} innocent jobs were charged")
-    await workload.judge_documents(harness, documents, reference, result)
-    result.duplicates -= len([p for p in await harness.points(documents.vector_store_id) if p["file_id"] == poison])
-    harness.upstream.on_poison = None
-    requeued = await client.send("POST", f"/v1/jobs/{job.id}/requeue")
-    result.expect(requeued is not None and requeued.is_success, "it could not be requeued")
-    await workload.until_quiet(harness)
-    result.expect((await _job_of(harness, str(poison))).state == "succeeded", "requeued, it did not succeed")
-    result.take_errors(client)
-    result.detail = f"{len(kills)} workers killed"
-    return result
-
-
-def _kill_holder(harness: Harness, resource_id: str) -> int:
-    """SIGKILL to the ingest process that runs the job; its pid is the end of its name."""
-    query = select(jobs.c.worker).where(jobs.c.resource_id.contains(resource_id), jobs.c.state == "running")
-    worker = harness.database.read_now(lambda connection: connection.execute(query).scalar_one())
-    pid = int(worker.rpartition(".")[2])
-    assert pid in {harness.child(name).pid for name in ("ingest", "ingest-2")}
-    os.kill(pid, signal.SIGKILL)
-    return pid
-
-
-async def _job_of(harness: Harness, file_id: str) -> "Row[tuple[object, ...]]":
-    """The newest job that makes a file searchable."""
-    attached = select(vector_store_files.c.job_id).where(vector_store_files.c.file_id == file_id)
-    query = select(jobs).where(jobs.c.id.in_(attached) | (jobs.c.resource_id == file_id))
-    return await harness.database.read(
-        lambda connection: connection.execute(query.order_by(jobs.c.created_at.desc()).limit(1)).one()
-    )
-
-
 async def flooding_tenant(harness: Harness) -> RowResult:
     """One tenant submits thousands of jobs; another one's single document must not stand behind them."""
     result = RowResult()
     flooder = harness.client()
     other = harness.client(await harness.tenant("tenant_other"))
-    idle_seconds = await _ingest_one(harness, other, result)
+    idle = [await _ingest_one(harness, other, result) for _ in range(5)]
     files = [await workload.upload(flooder, "flood.txt", workload.document(number)) for number in range(50)]
     flooded = max(200, round(10_000 * harness.scale))
     for _ in range(flooded // 50):
         store = await workload.new_store(flooder)
         await flooder.send("POST", f"/v1/vector_stores/{store.vector_store_id}/file_batches", json={"file_ids": files})
-    waited_seconds = max([await _ingest_one(harness, other, result) for _ in range(5)])
+    behind = [await _ingest_one(harness, other, result) for _ in range(5)]
     limited = harness.client(await harness.tenant("tenant_limited", requests_per_minute=60))
     await asyncio.gather(*(limited.send("GET", "/v1/files") for _ in range(100)))
     result.expect(limited.seen.statuses[429] > 0, "a flood of requests was never told 429")
-    ratio = waited_seconds / idle_seconds
+    # The slowest with the slowest: whoever is the first after a start waits longest, flood or not.
+    ratio = max(behind) / max(idle)
     result.expect(ratio <= 2, f"the other tenant waited {ratio:.1f} times as long as when idle")
     result.take_errors(flooder, other, limited)
-    result.detail = f"idle {idle_seconds:.2f} s, behind {flooded} jobs {waited_seconds:.2f} s"
+    result.detail = (
+        f"idle {median(idle):.2f} s, at most {max(idle):.2f} s; "
+        f"behind {flooded} jobs {median(behind):.2f} s, at most {max(behind):.2f} s"
+    )
     return result
 
 

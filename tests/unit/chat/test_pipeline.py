@@ -8,7 +8,8 @@ from libs.common.contracts.chat import Answer, ChatMessage, SearchReply, SearchR
 from libs.common.contracts.conversations import ABANDON_TURN, CLOSE_TURN, AbandonTurn, CloseTurn
 from libs.common.errors import ErrorCode, PermanentError, RetryableError, not_found
 from libs.common.rag.embedder import Embedder
-from services.chat.pipeline import DONE_BLOCK, NOT_IN_DOCUMENTS, AnswerPipeline
+from libs.common.tasks.replies import DONE_BLOCK
+from services.chat.pipeline import NOT_IN_DOCUMENTS, AnswerPipeline
 from services.chat.ports import Delta, Usage
 from services.chat.prompt import INSTRUCTIONS
 from tests.fakes import FakeCompleter, FakeRetriever, RecordingReply

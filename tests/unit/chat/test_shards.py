@@ -20,11 +20,11 @@ from libs.common.records import batches
 from libs.common.records.database import Database, epoch_now
 from libs.common.records.migrate import migrate
 from libs.common.records.tables import batch_items, jobs, tenants
-from libs.common.settings import CommonSettings
+from libs.common.settings import WorkerSettings
 from libs.common.tasks.broker import BrokerClock, BrokerConnection
 from libs.common.tasks.dispatcher import Dispatcher
 from libs.common.tasks.jobs import JobLane
-from libs.common.tasks.publisher import Publisher
+from libs.common.tasks.publisher import Consumers, Publisher
 from libs.common.tasks.wire import Envelope, MessageSealer
 from services.chat.pipeline import AnswerPipeline
 from services.chat.ports import Delta, Prompt
@@ -35,6 +35,7 @@ from tests.unit.chat.examples import question
 _TENANT = "tenant_a"
 _BATCH = "batch_1"
 _AWAY = RetryableError(ErrorCode.LLM_UNAVAILABLE, "The model is away.")
+_GARBLED = RetryableError(ErrorCode.LLM_BAD_RESPONSE, "The model's answer cannot be read.")
 _REFUSED = PermanentError(ErrorCode.INVALID_VALUE, "The model refused this.")
 
 
@@ -74,10 +75,18 @@ class Shards:
         self.messages = MessageSealer(keyring)
         self.sealer = keyring.sealer(keys.BATCHES_PURPOSE)
         self.model = _Model()
-        settings = CommonSettings()
+        settings = WorkerSettings()
         broker = BrokerConnection("redis://127.0.0.1:1/0")  # never used: no message is pushed here
+        clock = BrokerClock(broker)
         dispatcher = Dispatcher(
-            database, Publisher(broker), self.messages, BrokerClock(broker), settings, queues=[], holder="test"
+            database,
+            Publisher(broker),
+            Consumers(broker, clock),
+            self.messages,
+            clock,
+            settings,
+            queues=[],
+            holder="test",
         )
         self.lane = JobLane("test", database, self.messages, dispatcher, settings)
         pipeline = AnswerPipeline(FakeRetriever(), self.model, _Embedder())
@@ -186,13 +195,26 @@ async def test_a_passing_failure_is_tried_again_for_what_is_pending_only(shards:
     assert len(shards.jobs(FINALIZE_BATCH.name)) == 1
 
 
-async def test_on_the_last_try_a_passing_failure_is_the_items_result(shards: Shards) -> None:
+async def test_an_outage_uses_up_no_tries_and_no_item_pays_for_it(shards: Shards) -> None:
     shards.create(2)
     shards.model.failures = {"model-1": _AWAY}
+    for _ in range(8):
+        await shards.run()
+    assert shards.statuses() == {0: "succeeded", 1: "pending"}
+    (job,) = shards.jobs(ANSWER_SHARD.name)
+    assert (job.state, job.attempt, job.failures, job.error_code) == (ledger.QUEUED, 8, 0, "llm_unavailable")
+    shards.model.failures = {}
+    await shards.run()
+    assert set(shards.statuses().values()) == {"succeeded"}
+
+
+async def test_on_the_last_try_a_passing_failure_is_the_items_result(shards: Shards) -> None:
+    shards.create(2)
+    shards.model.failures = {"model-1": _GARBLED}
     for _ in range(3):
         await shards.run()
     assert shards.statuses() == {0: "succeeded", 1: "failed"}
-    assert shards.results()[1]["response"]["status_code"] == 503
+    assert shards.results()[1]["response"]["status_code"] == 502
     assert shards.model.asked == Counter({"model-0": 1, "model-1": 3})
     assert [job.state for job in shards.jobs(ANSWER_SHARD.name)] == [ledger.SUCCEEDED]
     assert len(shards.jobs(FINALIZE_BATCH.name)) == 1

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.contracts.chat import AnswerRequest
-from libs.common.contracts.requests import MAX_EMBEDDING_INPUTS, ChatCompletionBody, EmbeddingBody, ResponseBody
+from libs.common.contracts.chat_requests import ChatCompletionBody
+from libs.common.contracts.requests import HINTS, MAX_EMBEDDING_INPUTS, EmbeddingBody
+from libs.common.contracts.response_requests import ResponseBody
 from libs.common.contracts.validation import parse_json, validated
 from libs.common.errors import ErrorCode, PermanentError
 
@@ -20,9 +22,9 @@ ROUTING = ("api_base", "base_url", "api_key", "headers", "extra_headers", "extra
 UPSTREAM = {
     "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "presence_penalty",
     "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format", "tools", "tool_choice",
-    "parallel_tool_calls", "reasoning_effort", "verbosity", "n",
+    "parallel_tool_calls", "reasoning_effort", "verbosity", "web_search_options", "n",
 }  # fmt: skip
-PASSED = {"name", "tool_calls", "tool_call_id", "refusal", "function_call"}
+PASSED = {"name", "tool_calls", "tool_call_id", "refusal"}
 
 # Numbers that orjson gives: of at most 64 bits, and never NaN.
 JSON = st.recursive(
@@ -38,7 +40,7 @@ def _chat(**changes: Any) -> AnswerRequest:
 
 
 def _response(**changes: Any) -> AnswerRequest:
-    return validated(ResponseBody, {**RESPONSE, **changes}).to_answer()
+    return validated(ResponseBody, {**RESPONSE, **changes}).to_answer("m")
 
 
 def _message(**fields: Any) -> AnswerRequest:
@@ -93,7 +95,7 @@ def _fault(model: Any, body: dict[str, Any]) -> tuple[ErrorCode, str | None]:
         ({"top_p": math.nan}, INVALID, "top_p"),
         ({"presence_penalty": -2.01}, INVALID, "presence_penalty"),
         ({"frequency_penalty": math.nan}, INVALID, "frequency_penalty"),
-        ({"max_tokens": 0}, INVALID, "max_tokens"),
+        ({"max_tokens": -1}, INVALID, "max_tokens"),
         ({"max_tokens": 10**30}, INVALID, "max_tokens"),
         ({"max_completion_tokens": 1.5}, INVALID, "max_completion_tokens"),
         ({"top_logprobs": 21}, INVALID, "top_logprobs"),
@@ -105,7 +107,22 @@ def _fault(model: Any, body: dict[str, Any]) -> tuple[ErrorCode, str | None]:
         ({"tools": [None]}, INVALID, "tools[0]"),
         ({"tool_choice": 7}, INVALID, "tool_choice"),
         ({"response_format": "json"}, INVALID, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, INVALID, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, MISSING, "response_format.name"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": []}}},
+            INVALID,
+            "response_format.schema",
+        ),
         ({"modalities": ["audio"]}, INVALID, "modalities[0]"),
+        ({"audio": "wav"}, INVALID, "audio"),
+        ({"functions": [{"description": "x"}]}, MISSING, "functions[0].name"),
+        ({"functions": [{"name": "look", "url": "x"}]}, UNKNOWN, "functions[0].url"),
+        ({"function_call": {"name": ""}}, INVALID, "function_call"),
+        ({"moderation": {"model": "m", "policy": {"output": {"mode": "block"}}}}, INVALID, "moderation.policy.output"),
+        ({"moderation": {}}, MISSING, "moderation.model"),
+        ({"prediction": "x"}, INVALID, "prediction"),
+        ({"service_tier": "x" * 33}, INVALID, "service_tier"),
         ({"metadata": {"a": 1}}, INVALID, "metadata.a"),
         ({"metadata": {"a": "x" * 513}}, INVALID, "metadata.a"),
         ({"metadata": {str(number): "" for number in range(17)}}, INVALID, "metadata"),
@@ -119,7 +136,10 @@ def _fault(model: Any, body: dict[str, Any]) -> tuple[ErrorCode, str | None]:
     ],
 )
 def test_a_bad_chat_body_is_refused_at_its_fault(change: dict[str, Any], code: ErrorCode, param: str) -> None:
-    assert _fault(ChatCompletionBody, {**CHAT, **change}) == (code, param)
+    fault, found_param = _fault(ChatCompletionBody, {**CHAT, **change})
+    assert fault is code
+    # A union's fault is named by its field; the place within it depends on the branch that came nearest.
+    assert (found_param or "").startswith(param)
 
 
 @pytest.mark.parametrize("field", ["model", "messages"])
@@ -135,7 +155,10 @@ def test_what_a_chat_body_lacks_is_named(field: str) -> None:
         {"temperature": 2},
         {"top_p": 1},
         {"presence_penalty": -2},
-        {"max_tokens": 1},
+        {"max_tokens": 0},
+        {"max_completion_tokens": 0},
+        {"web_search_options": {"search_context_size": "low"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}},
         {"max_tokens": 10_000_000},
         {"seed": -(2**63)},
         {"stop": "."},
@@ -151,13 +174,74 @@ def test_options_at_their_bounds_go_upstream_as_they_were_given(change: dict[str
 
 
 def test_only_what_the_upstream_obeys_is_among_the_parameters() -> None:
-    kept_here = {"store": False, "metadata": {"a": "b"}, "user": "u", "service_tier": "auto", "stream": True}
+    kept_here: dict[str, Any] = {"store": False, "metadata": {"a": "b"}, "stream": True, "audio": {"format": "wav"}}
+    kept_here |= {"modalities": ["text"], "moderation": {"model": "m", "policy": {"input": {"mode": "score"}}}}
     retrieval = {"vector_store_ids": ["vs_1"], "max_num_results": 3, "ranking_options": {"score_threshold": 0.5}}
-    answer = _chat(**kept_here, **retrieval, stream_options={"include_usage": True}, prompt_cache_key="k")
-    assert answer.parameters == {}
+    answer = _chat(**kept_here, **retrieval, stream_options={"include_usage": True})
+    assert (answer.parameters, answer.hints) == ({}, {})
     assert (answer.stream, answer.include_usage) == (True, True)
     assert answer.retrieval is not None
     assert (answer.retrieval.max_num_results, answer.retrieval.score_threshold) == (3, 0.5)
+
+
+HINTED: dict[str, Any] = {
+    "user": "u",
+    "service_tier": "flex",
+    "safety_identifier": "s",
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "explicit"},
+    "prompt_cache_retention": "24h",
+}
+
+
+def test_what_changes_nothing_of_an_answer_is_told_apart() -> None:
+    prediction = {"type": "content", "content": "x"}
+    assert _chat(**HINTED, prediction=prediction, seed=1).hints == {**HINTED, "prediction": prediction}
+    assert _response(**HINTED).hints == HINTED
+    assert _response(**HINTED).parameters == {}
+
+
+def test_functions_go_upstream_as_tools() -> None:
+    function = {"name": "look", "parameters": {"type": "object"}}
+    answer = _chat(functions=[function], function_call={"name": "look"})
+    assert answer.calls_functions
+    assert answer.parameters == {
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+    }
+    assert _chat(functions=[function], function_call="none").parameters["tool_choice"] == "none"
+    assert not _chat(tools=[{"type": "function", "function": function}]).calls_functions
+
+
+def test_calls_of_functions_and_what_they_gave_are_told_as_tools() -> None:
+    call = {"name": "look", "arguments": "{}"}
+    asked, called, gave = _chat(
+        messages=[
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "look", "content": "Rain."},
+        ]
+    ).messages
+    assert (asked.role, asked.extra) == ("user", {})
+    (tool_call,) = called.extra["tool_calls"]
+    assert tool_call["function"] == call
+    assert (gave.role, gave.content, gave.extra) == ("tool", "Rain.", {"tool_call_id": tool_call["id"]})
+
+
+def test_a_mirrored_call_of_ours_can_be_sent_back() -> None:
+    call = {"name": "look", "arguments": "{}"}
+    tool_call = {"id": "call_9", "type": "function", "function": call}
+    ours = {"role": "assistant", "content": None, "tool_calls": [tool_call], "function_call": call}
+    called, gave = _chat(messages=[ours, {"role": "function", "name": "look", "content": "Rain."}]).messages
+    assert called.extra == {"tool_calls": [tool_call]}
+    assert gave.extra == {"tool_call_id": "call_9"}
+
+
+def test_a_completion_is_stored_only_on_demand() -> None:
+    assert _chat().turn is None
+    stored = _chat(store=True, metadata={"a": "b"})
+    assert stored.turn is not None
+    assert stored.echo == {"metadata": {"a": "b"}}
 
 
 def test_without_stream_options_no_usage_is_asked_for() -> None:
@@ -167,7 +251,7 @@ def test_without_stream_options_no_usage_is_asked_for() -> None:
 
 def test_a_batch_overrides_the_stream_of_its_bodies() -> None:
     assert not validated(ChatCompletionBody, {**CHAT, "stream": True}).to_answer(stream=False).stream
-    assert not validated(ResponseBody, {**RESPONSE, "stream": True}).to_answer(stream=False).stream
+    assert not validated(ResponseBody, {**RESPONSE, "stream": True}).to_answer("m", stream=False).stream
 
 
 def test_fields_of_tools_and_names_go_upstream_and_no_others() -> None:
@@ -177,7 +261,6 @@ def test_fields_of_tools_and_names_go_upstream_and_no_others() -> None:
         "tool_calls": [call],
         "tool_call_id": "call_1",
         "refusal": "No.",
-        "function_call": {"name": "look", "arguments": "{}"},
     }
     dropped = dict.fromkeys(ROUTING, "http://elsewhere") | {"audio": {"id": "a"}, "annotations": [], "x": 1}
     assert _message(**passed, **dropped).messages[0].extra == passed
@@ -198,6 +281,7 @@ def test_whatever_comes_is_refused_or_travels_with_known_parameters_only(
     if answer is None:
         return
     assert set(answer.parameters) <= UPSTREAM
+    assert set(answer.hints) <= set(HINTS)
     assert all(set(message.extra) <= PASSED for message in answer.messages)
     assert AnswerRequest.model_validate_json(answer.model_dump_json()).messages == answer.messages
 
@@ -228,6 +312,15 @@ def test_whatever_comes_is_refused_or_travels_with_known_parameters_only(
         ({"include": "file_search_call.results"}, INVALID, "include"),
         ({"text": "json"}, INVALID, "text"),
         ({"max_output_tokens": 0}, INVALID, "max_output_tokens"),
+        ({"max_tool_calls": -1}, INVALID, "max_tool_calls"),
+        ({"model": ""}, INVALID, "model"),
+        ({"prompt": {"id": "pmpt_1"}}, INVALID, "prompt"),
+        ({"context_management": [{"type": "compaction"}]}, INVALID, "context_management"),
+        ({"moderation": {"model": "m", "policy": {"input": {"mode": "block"}}}}, INVALID, "moderation.policy.input"),
+        ({"background_options": {"window": "soon"}}, UNKNOWN, "background_options.window"),
+        ({"reasoning": {"effort": 7}}, INVALID, "reasoning.effort"),
+        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, MISSING, "text.format.name"),
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": "x"}}}, INVALID, "text.format.schema"),
         ({"max_output_tokens": 10**30}, INVALID, "max_output_tokens"),
         ({"truncation": "middle"}, INVALID, "truncation"),
         ({"temperature": math.nan}, INVALID, "temperature"),
@@ -315,6 +408,17 @@ def test_a_text_format_becomes_the_upstreams_response_format() -> None:
 def test_a_text_format_that_is_no_object_is_refused(text_format: object) -> None:
     with pytest.raises(PermanentError):
         _response(text={"format": text_format})
+
+
+def test_a_response_without_input_asks_nothing() -> None:
+    (message,) = validated(ResponseBody, {}).to_answer("first").messages
+    assert (message.role, message.content) == ("user", "")
+
+
+def test_effort_and_verbosity_go_upstream() -> None:
+    answer = _response(reasoning={"effort": "low", "summary": "auto"}, text={"verbosity": "low"})
+    assert answer.parameters == {"reasoning_effort": "low", "verbosity": "low"}
+    assert answer.echo["reasoning"] == {"effort": "low", "summary": "auto"}
 
 
 def test_results_of_searches_are_included_on_demand() -> None:

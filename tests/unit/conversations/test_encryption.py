@@ -10,6 +10,7 @@ from libs.common import keys
 from libs.common.errors import ErrorCode, PermanentError
 from libs.common.keyring import Keyring
 from services.conversations.encryption import DataKey, DataKeys
+from services.conversations.wrapping import KeyringWrapper
 
 _KEYRING = Keyring.parse(Keyring.generate())
 _CONTENT = {"type": "message", "content": [{"type": "input_text", "text": "canary"}]}
@@ -30,7 +31,7 @@ def _refused(open_it: Callable[[], object]) -> None:
 
 @given(JSON)
 def test_content_comes_back(content: object) -> None:
-    _, key = DataKeys(_KEYRING).create("tenant_a", "conv_1")
+    _, key = DataKeys(KeyringWrapper(_KEYRING)).create("tenant_a", "conv_1")
     assert key.open(key.seal(content, "msg_1", "item"), "msg_1", "item") == content
 
 
@@ -40,7 +41,7 @@ def test_the_same_content_is_never_sealed_the_same_way_twice() -> None:
 
 
 def test_no_plain_text_is_left() -> None:
-    _, key = DataKeys(_KEYRING).create("tenant_a", "conv_1")
+    _, key = DataKeys(KeyringWrapper(_KEYRING)).create("tenant_a", "conv_1")
     assert b"canary" not in key.seal(_CONTENT, "msg_1", "item")
 
 
@@ -77,21 +78,21 @@ def test_a_cut_ciphertext_is_refused(length: int) -> None:
 
 
 def test_a_wrapped_key_opens_what_it_sealed() -> None:
-    wrapped, key = DataKeys(_KEYRING).create("tenant_a", "conv_1")
-    unwrapped = DataKeys(_KEYRING).unwrap("tenant_a", "conv_1", wrapped)
+    wrapped, key = DataKeys(KeyringWrapper(_KEYRING)).create("tenant_a", "conv_1")
+    unwrapped = DataKeys(KeyringWrapper(_KEYRING)).unwrap("tenant_a", "conv_1", wrapped)
     assert unwrapped.open(key.seal(_CONTENT, "msg_1", "item"), "msg_1", "item") == _CONTENT
 
 
 @pytest.mark.parametrize(("tenant_id", "owner_id"), [("tenant_b", "conv_1"), ("tenant_a", "conv_2")])
 def test_a_moved_wrapped_key_is_refused_also_when_it_is_known_already(tenant_id: str, owner_id: str) -> None:
-    data_keys = DataKeys(_KEYRING)
+    data_keys = DataKeys(KeyringWrapper(_KEYRING))
     wrapped, _ = data_keys.create("tenant_a", "conv_1")
     data_keys.unwrap("tenant_a", "conv_1", wrapped)
     _refused(lambda: data_keys.unwrap(tenant_id, owner_id, wrapped))
 
 
 def test_every_owner_has_a_key_of_its_own() -> None:
-    data_keys = DataKeys(_KEYRING)
+    data_keys = DataKeys(KeyringWrapper(_KEYRING))
     sealer = _KEYRING.sealer(keys.CONVERSATIONS_PURPOSE)
     raw = {sealer.open(data_keys.create("tenant_a", "conv_1")[0], "tenant_a", "conv_1") for _ in range(20)}
     assert len(raw) == 20
@@ -99,13 +100,13 @@ def test_every_owner_has_a_key_of_its_own() -> None:
 
 
 def test_a_key_of_another_platform_is_refused() -> None:
-    wrapped, _ = DataKeys(Keyring.parse(Keyring.generate())).create("tenant_a", "conv_1")
-    _refused(lambda: DataKeys(_KEYRING).unwrap("tenant_a", "conv_1", wrapped))
+    wrapped, _ = DataKeys(KeyringWrapper(Keyring.parse(Keyring.generate()))).create("tenant_a", "conv_1")
+    _refused(lambda: DataKeys(KeyringWrapper(_KEYRING)).unwrap("tenant_a", "conv_1", wrapped))
 
 
 def test_unwrapped_keys_are_held_for_a_minute_only() -> None:
     now = 0.0
-    data_keys = DataKeys(_KEYRING, clock=lambda: now)
+    data_keys = DataKeys(KeyringWrapper(_KEYRING), clock=lambda: now)
     wrapped, _ = data_keys.create("tenant_a", "conv_1")
     first = data_keys.unwrap("tenant_a", "conv_1", wrapped)
     now = 59.0
@@ -115,7 +116,7 @@ def test_unwrapped_keys_are_held_for_a_minute_only() -> None:
 
 
 def test_a_bounded_number_of_unwrapped_keys_is_held() -> None:
-    data_keys = DataKeys(_KEYRING)
+    data_keys = DataKeys(KeyringWrapper(_KEYRING))
     for number in range(1100):
         owner_id = f"conv_{number}"
         data_keys.unwrap("tenant_a", owner_id, data_keys.create("tenant_a", owner_id)[0])

@@ -10,6 +10,7 @@ import pytest
 
 from libs.common.contracts.ingest import IngestFile, PurgeFile
 from libs.common.errors import ErrorCode, PermanentError, RetryableError
+from libs.common.records.file_versions import AttributesChangedError
 from services.ingest.chunking import AUTO
 from services.ingest.document import Block, Document, LoadError
 from services.ingest.pipeline import BATCH_CHUNKS, Pipeline, strategy_of
@@ -38,6 +39,21 @@ class FakeJob:
         self.finished = True
 
 
+class JobGoneError(Exception):
+    """Another worker has the job."""
+
+
+class LostJob(FakeJob):
+    """A job that another worker takes as soon as `lost` is set."""
+
+    lost = False
+
+    async def progress(self, done: int, total: int) -> None:
+        if self.lost:
+            raise JobGoneError
+        await super().progress(done, total)
+
+
 @dataclass
 class World:
     """Every port in memory. `during` runs once while the first batch is embedded: what happens meanwhile."""
@@ -60,9 +76,10 @@ class World:
 
     async def go_live(self, job: Job, target: Target, usage_bytes: int, attributes: Attributes) -> bool:
         wanted = self.attached is not None and self.attached.wanted_version == target.version
+        if self.attached is not None and wanted and self.attached.attributes != attributes:
+            raise AttributesChangedError
         await job.finish()
         if self.attached is not None and wanted:
-            assert self.attached.attributes == attributes
             self.attached = replace(self.attached, live_version=target.version, wanted_version=None)
             self.usage_bytes = usage_bytes
         return wanted
@@ -79,14 +96,15 @@ class World:
     async def delete(self, _tenant_id: str, blob_id: str) -> None:
         self.blobs.discard(blob_id)
 
-    async def parse(self, path: Path, _filename: str) -> Document:
+    async def parse(self, path: Path, _filename: str, *, owner: str) -> Document:
+        assert owner == FakeJob.tenant_id
         if self.failure:
             raise self.failure
         text = await asyncio.to_thread(path.read_text)
         blocks = [Block(part) for part in text.split("\n\n") if part]
         return Document.of(blocks, media_type="text/plain", title="Ports")
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, _tenant_id: str, texts: Sequence[str]) -> list[list[float]]:
         if self.during:
             self.during()
             self.during = None
@@ -105,6 +123,17 @@ class World:
         self, _tenant_id: str, _vector_store_id: str, _file_id: str, *, keep_version: int | None = None
     ) -> None:
         self.chunks = {place: content for place, content in self.chunks.items() if place[0] == keep_version}
+
+    async def delete_older(self, target: Target, *, from_position: int, keep_version: int | None = None) -> None:
+        self.chunks = {
+            (version, position): content
+            for (version, position), content in self.chunks.items()
+            if version in (keep_version, *range(target.version + 1, 100))
+            or (version == target.version and position < from_position)
+        }
+
+    async def delete_newer(self, target: Target) -> None:
+        self.chunks = {place: content for place, content in self.chunks.items() if place[0] <= target.version}
 
     async def delete_store(self, _tenant_id: str, vector_store_id: str) -> None:
         self.stores_deleted.append(vector_store_id)
@@ -194,6 +223,56 @@ async def test_overtaken_by_a_newer_version_it_touches_nothing_of_that() -> None
     assert world.paths == []
 
 
+async def test_overtaken_while_it_runs_it_leaves_the_newer_version_alone() -> None:
+    world = World()
+
+    def overtaken() -> None:
+        world.attached = replace(_NEW, live_version=2, wanted_version=None)
+        world.chunks[2, 0] = ("of the newer version", {})
+
+    world.during = overtaken
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert _versions(world) == {2}
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "left"),
+    [
+        (None, set()),
+        (replace(_NEW, live_version=2, wanted_version=None), set()),
+        (replace(_NEW, wanted_version=2), set()),
+        (replace(_NEW, live_version=1, wanted_version=None), {1}),
+        (_NEW, {1}),  # another worker makes the same: these are its chunks as well
+    ],
+)
+async def test_a_writer_that_lost_its_job_leaves_nothing_of_its_own(
+    meanwhile: Attachment | None, left: set[int]
+) -> None:
+    world, job = World(), LostJob()
+
+    def lost() -> None:
+        world.attached = meanwhile
+        job.lost = True
+
+    world.during = lost
+    with pytest.raises(JobGoneError):
+        await world.pipeline().ingest(_REQUEST, job)
+    assert _versions(world) == left
+
+
+async def test_a_late_writer_leaves_the_attributes_of_the_one_that_was_faster() -> None:
+    world, job = World(), LostJob()
+
+    def lost() -> None:
+        world.attached = replace(_NEW, live_version=1, wanted_version=None, attributes={"year": 2025.0})
+        job.lost = True
+
+    world.during = lost
+    with pytest.raises(JobGoneError):
+        await world.pipeline().ingest(_REQUEST, job)
+    assert [attributes for _, attributes in world.chunks.values()] == [{"year": 2025.0}]
+
+
 async def test_a_file_deleted_before_its_bytes_were_read_is_no_failure() -> None:
     world = World(blobs=set())
     looked_up = 0
@@ -231,7 +310,7 @@ async def test_a_live_version_only_has_its_attributes_brought_up_to_date() -> No
     [
         (None, set()),
         (replace(_NEW, live_version=2, wanted_version=None), {2}),
-        (_NEW, {1, 2}),  # attached again: its own job clears what was there
+        (_NEW, {1}),  # attached again: its own job clears what is not newer
     ],
 )
 async def test_a_purge_spares_a_file_that_was_attached_again(attached: Attachment | None, left: set[int]) -> None:
@@ -244,3 +323,11 @@ def test_chunking_strategies_are_read_as_the_api_writes_them() -> None:
     assert strategy_of({"type": "auto"}) == AUTO
     windows = strategy_of(_WINDOWS)
     assert (windows.max_tokens, windows.overlap_tokens, windows.words) == (100, 20, None)
+
+
+@pytest.mark.parametrize("untouched", [True, False])
+async def test_only_where_nothing_can_be_stored_nothing_is_cleared_first(untouched: bool) -> None:
+    world = World(attached=replace(_NEW, untouched=untouched))
+    world.chunks = {(1, 99): ("left by an attempt that died", {})}
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert ((1, 99) in world.chunks) is untouched

@@ -2,11 +2,12 @@
 
 import pytest
 
-from libs.local.model_server.answer_types import holds_answer_type
+from libs.common.rag.extractive.answer_types import holds_answer_type
+from libs.common.rag.extractive.answers import Passage, Prompt
+from libs.common.rag.extractive.sentences import split_sentences
+from libs.common.rag.extractive.terms import terms
 from libs.local.model_server.extractive import NO_ANSWER, NO_PASSAGES, answer
-from libs.local.model_server.prompts import Message, Passage, Prompt, read_passages, read_prompt
-from libs.local.model_server.sentences import split_sentences
-from libs.local.model_server.terms import terms
+from libs.local.model_server.prompts import Message, read_passages, read_prompt
 
 LEAVE = Passage(
     1,

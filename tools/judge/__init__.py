@@ -1,0 +1,1 @@
+"""`make judge`: the official SDK's own test suite against a running stack."""
