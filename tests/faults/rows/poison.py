@@ -83,8 +83,10 @@ class _Poison:
     async def send(self, client: Client, documents: workload.Documents) -> None:
         """Upload and attach one of each kind."""
         for kind in self._kinds:
-            self._files[kind] = await _attach(client, documents, f"{kind}.txt", f"This is {POISON}: {kind}.".encode())
+            self._files[kind] = await _uploaded(client, f"{kind}.txt", f"This is {POISON}: {kind}.".encode())
         self._harness.upstream.on_poison = self._strike
+        for file_id in self._files.values():
+            await _attach(client, documents, file_id)
 
     async def _strike(self, text: str) -> Response | None:
         """Called on the stub's event loop, while the job waits for the answer."""
@@ -102,7 +104,8 @@ class _Poison:
                 return StreamingResponse(_spaces(1, 0.2), media_type="application/json")
             case _:
                 await self._freeze(kind, pid, job.attempt)
-                return None  # answered at last: what this attempt now writes comes too late
+                # What this attempt makes of it comes too late. An answer would be cached, and the next attempt cured.
+                return Response(status_code=500)
         await asyncio.sleep(600)  # whoever asked is dead
         return None
 
@@ -158,9 +161,11 @@ async def _harmless_to_the_worker(harness: Harness, client: Client, result: RowR
     """Files that make a parser loop or swell are no poison: its limits end it, and the file alone fails."""
     pids = [harness.child(name).pid for name in _INGEST]
     documents = await workload.new_store(client)
-    loops = await _attach(client, documents, "loops.html", b"<div>" * 200_000)
-    swells = await _attach(client, documents, "swells.json", b"[" + b'{"a":0},' * 8_000_000 + b"0]")
+    loops = await _uploaded(client, "loops.html", b"<div>" * 200_000)
+    swells = await _uploaded(client, "swells.json", b"[" + b'{"a":0},' * 8_000_000 + b"0]")
     documents.accepted = {loops: 0, swells: 0}
+    for file_id in documents.accepted:
+        await _attach(client, documents, file_id)
     await workload.until_ingested(harness, documents, 120.0)
     for file_id in documents.accepted:
         row = await harness.database.read(partial(_attachment, file_id=file_id))
@@ -170,14 +175,17 @@ async def _harmless_to_the_worker(harness: Harness, client: Client, result: RowR
     result.expect([harness.child(name).pid for name in _INGEST] == pids, "a bad file ended its worker")
 
 
-async def _attach(client: Client, documents: workload.Documents, name: str, content: bytes) -> str:
+async def _uploaded(client: Client, name: str, content: bytes) -> str:
     file_id = await workload.upload(client, name, content)
     assert file_id is not None
+    return file_id
+
+
+async def _attach(client: Client, documents: workload.Documents, file_id: str) -> None:
     path = f"/v1/vector_stores/{documents.vector_store_id}/files"
     attached = await client.send("POST", path, json={"file_id": file_id})
     assert attached is not None
     assert attached.is_success
-    return file_id
 
 
 async def _kill_bystanders(harness: Harness, count: int) -> int:
