@@ -10,7 +10,7 @@ SEEDS ?= 1
 SCALE ?= 0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test judge faults demo up down status rotate-keys logs lock openapi
+.PHONY: help install check test judge quality faults demo up down status rotate-keys logs lock openapi
 
 help:  ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: install  ## every test: unit, contract, integration, end to end
 
 judge: install  ## the official SDK's own test suite, fetched from the package index, against a running stack
 	$(BIN)/python -m tools.judge --cache-dir $(STATE)/judge
+
+quality: install  ## retrieval, answers and files measured over HTTP (SETS=folder of sets with their score.py)
+	$(BIN)/python -m tools.quality --sets "$(SETS)" --out $(STATE)/quality
 
 faults: install  ## break everything on purpose (ROWS=2,5 SEEDS=20 SCALE=1.0), show what came of it
 	$(BIN)/python -m tests.faults --rows "$(ROWS)" --seeds $(SEEDS) --scale $(SCALE) --json $(STATE)/faults.json
