@@ -189,6 +189,6 @@ def error_for(
     return kind(code, message, param=param, retry_after_seconds=retry_after_seconds)
 
 
-def not_found(what: str, identifier: str) -> PermanentError:
+def not_found(what: str, identifier: str, *, param: str | None = None) -> PermanentError:
     """The 404 of a missing object. A foreign tenant's object gets exactly the same."""
-    return PermanentError(ErrorCode.NOT_FOUND, f"No {what} found with id '{identifier}'.")
+    return PermanentError(ErrorCode.NOT_FOUND, f"No {what} found with id '{identifier}'.", param=param)

@@ -1,6 +1,7 @@
 """Retrieval over Qdrant: embed, one hybrid query, check each hit against the records' live versions, unseal."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -25,6 +26,11 @@ from services.chat.ports import Passage
 _log = get_logger(__name__)
 # While a file's version changes its chunks are there twice: old ones must not crowd out those that count.
 _HITS_PER_PASSAGE: Final = 2
+# A search during which its vector stores change is begun again, a few times.
+_TRIES: Final = 3
+
+
+LiveFiles = dict[tuple[str, str], LiveFile]
 
 
 class HybridRetriever:
@@ -41,18 +47,35 @@ class HybridRetriever:
     async def retrieve(self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval) -> list[Passage]:
         """See `Retriever`. Several queries are merged: a passage keeps its best score."""
         store_ids = retrieval.vector_store_ids
-        await self._database.read(lambda connection: vector_stores.require_stores(connection, tenant_id, store_ids))
+        stores = await self._database.read(
+            lambda connection: vector_stores.require_stores(connection, tenant_id, store_ids)
+        )
+        revisions = {store.id: store.revision for store in stores}
         with metrics.stage("embed"):
             vectors = await self._embedder.embed(tenant_id, queries)
         with metrics.stage("retrieve"):
-            hits = await self._hits(tenant_id, queries, vectors, retrieval)
-            # Read after the query, so that a version that went live meanwhile is judged by what holds now.
-            file_ids = sorted({hit.file_id for hit in hits})
-            live = await self._database.read(
-                lambda connection: vector_stores.live_files(connection, tenant_id, store_ids, file_ids)
-            )
-        passages = (self._passage(tenant_id, hit, live) for hit in hits)
+            for _ in range(_TRIES):
+                hits = await self._hits(tenant_id, queries, vectors, retrieval)
+                before = revisions
+                live, revisions = await self._live(tenant_id, retrieval, hits)
+                # A file that took another's place meanwhile may have been found neither as the one nor as the other.
+                if revisions == before or all(map(partial(_counts, live), hits)):
+                    break
+        passages = (self._passage(tenant_id, hit, live) for hit in hits if _counts(live, hit))
         return list(islice((passage for passage in passages if passage is not None), retrieval.max_num_results))
+
+    async def _live(
+        self, tenant_id: str, retrieval: Retrieval, hits: Sequence[ScoredChunk]
+    ) -> tuple[LiveFiles, dict[str, int]]:
+        """What may answer, and the stores' revisions; read after the query, so that what holds now judges its hits."""
+        store_ids = retrieval.vector_store_ids
+        file_ids = sorted({hit.file_id for hit in hits})
+        return await self._database.read(
+            lambda connection: (
+                vector_stores.live_files(connection, tenant_id, store_ids, file_ids),
+                vector_stores.revisions(connection, tenant_id, store_ids),
+            )
+        )
 
     async def _hits(
         self, tenant_id: str, queries: Sequence[str], vectors: Sequence[Vector], retrieval: Retrieval
@@ -75,11 +98,8 @@ class HybridRetriever:
             score_threshold=retrieval.score_threshold,
         )
 
-    def _passage(self, tenant_id: str, chunk: ScoredChunk, live: dict[tuple[str, str], LiveFile]) -> Passage | None:
-        """The hit as a passage; None when the record says that it no longer counts, or when it is damaged."""
-        file = live.get((chunk.vector_store_id, chunk.file_id))
-        if file is None or file.version != chunk.version:
-            return None
+    def _passage(self, tenant_id: str, chunk: ScoredChunk, live: LiveFiles) -> Passage | None:
+        """The hit as a passage; None when it is damaged."""
         context = (tenant_id, chunk.vector_store_id, chunk.file_id, str(chunk.version), str(chunk.position))
         try:
             content = orjson.loads(self._sealer.open(chunk.sealed, *context))
@@ -91,7 +111,7 @@ class HybridRetriever:
         return Passage(
             vector_store_id=chunk.vector_store_id,
             file_id=chunk.file_id,
-            filename=file.filename,
+            filename=live[chunk.vector_store_id, chunk.file_id].filename,
             text=content["text"],
             score=chunk.score,
             page=content["page"],
@@ -100,3 +120,9 @@ class HybridRetriever:
             heading_path=tuple(content["heading_path"]),
             attributes=chunk.attributes,
         )
+
+
+def _counts(live: LiveFiles, chunk: ScoredChunk) -> bool:
+    """Whether the record says that a chunk may answer."""
+    file = live.get((chunk.vector_store_id, chunk.file_id))
+    return file is not None and file.version == chunk.version

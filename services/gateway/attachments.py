@@ -20,7 +20,7 @@ from libs.common.contracts.ingest import (
     PurgeFile,
     PurgeStore,
 )
-from libs.common.records import file_versions, files, vector_store_files, vector_stores
+from libs.common.records import file_versions, files, replacing, vector_store_files, vector_stores
 from libs.common.records.vector_store_files import AttachedFile, Attributes, FileKey, NewAttachment
 from libs.common.tasks.submission import new_job, submit
 from libs.common.tasks.wire import MessageSealer
@@ -31,11 +31,16 @@ _CANCELLED_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A file to be attached, and how; `chunking` is OpenAI's JSON."""
+    """A file to be attached, and how; `chunking` is OpenAI's JSON.
+
+    Attributes:
+        replaces: a file of the same vector store that is detached as soon as this one can be found.
+    """
 
     file_id: str
     attributes: Attributes
     chunking: Mapping[str, Any]
+    replaces: str | None = None
 
 
 def attach_file(
@@ -50,7 +55,7 @@ def attach_file(
     """Attach a file and submit the job that makes it searchable, unless it is so already or under way.
 
     Raises:
-        PermanentError: NOT_FOUND for the file or the vector store.
+        PermanentError: NOT_FOUND for the file, the vector store or the file to be replaced.
     """
     file = files.get(connection, tenant_id, wanted.file_id, lock=True)
     attached, begun = vector_store_files.attach(
@@ -61,9 +66,16 @@ def attach_file(
         chunking=wanted.chunking,
         file_batch_id=file_batch_id,
     )
-    if not begun:
-        return attached
     key = FileKey(tenant_id, store_id, file.id)
+    if begun:
+        replacing.forget(connection, key)
+    if wanted.replaces is not None:
+        replacing.mark(connection, key, wanted.replaces)
+    if not begun:
+        if attached.status == "completed":
+            for replaced in replacing.take_places(connection, key):
+                _purge_file(connection, messages, replaced)
+        return attached
     return vector_store_files.set_job(connection, key, _ingest(connection, messages, key, attached.latest_version))
 
 
@@ -120,6 +132,7 @@ def detach_file(connection: Connection, messages: MessageSealer, key: FileKey) -
         PermanentError: NOT_FOUND.
     """
     vector_store_files.detach(connection, key)
+    replacing.forget(connection, key)
     _purge_file(connection, messages, key)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final
 
 import orjson
@@ -11,17 +12,20 @@ from sqlalchemy import Connection
 from libs.common import keys
 from libs.common.cache.embeddings import CachedEmbedder
 from libs.common.cache.store import Cache
+from libs.common.contracts.ingest import PURGE_FILE, PurgeFile
 from libs.common.errors import RetryableError
 from libs.common.keyring import Keyring
-from libs.common.rag.chunks import ChunkPayload, StoredChunk
+from libs.common.rag.chunks import ChunkPayload, StoredChunk, to_stored
 from libs.common.rag.embedder import Embedder
 from libs.common.rag.sparse import encode_document
 from libs.common.rag.vectors import ChunkCollection
-from libs.common.records import file_versions, files, vector_store_files
+from libs.common.records import file_versions, files, replacing, vector_store_files
 from libs.common.records.database import Database
 from libs.common.records.vector_store_files import FileKey
 from libs.common.sealing import Sealer
-from services.ingest.ports import Attachment, Attributes, EmbeddedChunk, Job, Target
+from libs.common.tasks.submission import submit
+from libs.common.tasks.wire import MessageSealer
+from services.ingest.ports import Attachment, Attributes, EmbeddedChunk, Job, Target, Twin
 from services.ingest.settings import IngestSettings
 
 _FEW_CHUNKS: Final = 16
@@ -30,8 +34,9 @@ _FEW_CHUNKS: Final = 16
 class AttachedFiles:
     """The records of attached files."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, messages: MessageSealer) -> None:
         self._database = database
+        self._messages = messages
 
     async def attachment(self, tenant_id: str, vector_store_id: str, file_id: str) -> Attachment | None:
         key = FileKey(tenant_id, vector_store_id, file_id)
@@ -45,9 +50,16 @@ class AttachedFiles:
             live = file_versions.go_live(
                 connection, _key(target), version=target.version, usage_bytes=usage_bytes, attributes=attributes
             )
+            if live:
+                self._replace(connection, _key(target))
 
         await job.finish(last_step)
         return live
+
+    def _replace(self, connection: Connection, key: FileKey) -> None:
+        for gone in replacing.take_places(connection, key):
+            request = PurgeFile(vector_store_id=gone.vector_store_id, file_id=gone.file_id)
+            submit(connection, self._messages, PURGE_FILE, request, tenant_id=gone.tenant_id, resource_id=gone.file_id)
 
     async def confirm_attributes(self, job: Job, target: Target, attributes: Attributes) -> None:
         await job.finish(lambda connection: file_versions.confirm_attributes(connection, _key(target), attributes))
@@ -62,6 +74,7 @@ def _attachment(connection: Connection, key: FileKey) -> Attachment | None:
     if attached is None:
         return None
     making = attached.status == vector_store_files.IN_PROGRESS
+    twin = replacing.twin(connection, attached) if making else None
     return Attachment(
         filename=attached.filename,
         blob_id=files.blob_id_of(connection, key.tenant_id, key.file_id),
@@ -70,6 +83,7 @@ def _attachment(connection: Connection, key: FileKey) -> Attachment | None:
         live_version=attached.live_version,
         wanted_version=attached.latest_version if making else None,
         untouched=making and file_versions.is_untouched(connection, attached),
+        twin=None if twin is None else Twin(twin.file_id, twin.version, twin.usage_bytes),
     )
 
 
@@ -113,6 +127,30 @@ class SealedChunkIndex:
         points = self._points(*stored) if few else await asyncio.to_thread(self._points, *stored)
         async with self._prepared() as collection:
             await collection.upsert(points)
+
+    async def copy(self, source: Target, target: Target, attributes: Attributes) -> int:
+        copied = 0
+        async with self._prepared() as collection:
+            pages = collection.pages_with_vectors(
+                source.tenant_id, source.vector_store_id, source.file_id, source.version
+            )
+            async for page in pages:
+                chunks = [to_stored(record, source.tenant_id) for record in page]
+                await collection.upsert([self._copied(chunk, target, attributes) for chunk in chunks])
+                copied += len(page)
+        return copied
+
+    def _copied(self, chunk: StoredChunk, target: Target, attributes: Attributes) -> StoredChunk:
+        position = str(chunk.position)
+        source = (chunk.tenant_id, chunk.vector_store_id, chunk.file_id, str(chunk.version), position)
+        content = self._sealer.open(chunk.payload.sealed, *source)
+        return replace(
+            chunk,
+            vector_store_id=target.vector_store_id,
+            file_id=target.file_id,
+            version=target.version,
+            payload=ChunkPayload(self._sealer.seal(content, *_context(target, position)), dict(attributes)),
+        )
 
     async def set_attributes(self, target: Target, attributes: Attributes) -> None:
         async with self._prepared() as collection:
@@ -174,8 +212,12 @@ class SealedChunkIndex:
             "heading_path": chunk.heading_path,
             "filename": filename,
         }
-        context = (target.tenant_id, target.vector_store_id, target.file_id, str(target.version), str(chunk.position))
-        return self._sealer.seal(orjson.dumps(payload), *context)
+        return self._sealer.seal(orjson.dumps(payload), *_context(target, str(chunk.position)))
+
+
+def _context(target: Target, position: str) -> tuple[str, ...]:
+    """What a chunk's sealed text is bound to."""
+    return target.tenant_id, target.vector_store_id, target.file_id, str(target.version), position
 
 
 def connect_index(settings: IngestSettings, keyring: Keyring) -> SealedChunkIndex:

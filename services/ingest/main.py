@@ -33,7 +33,7 @@ def build(settings: IngestSettings) -> Worker:
     embeddings = connect_embeddings(settings, cache)
     index = connect_index(settings, worker.keyring)
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
-    pipeline = Pipeline(AttachedFiles(database), blobs, parser, embeddings, index)
+    pipeline = Pipeline(AttachedFiles(database, worker.messages), blobs, parser, embeddings, index)
     worker.performs(INGEST_FILE, pipeline.ingest)
     worker.performs(PURGE_FILE, pipeline.purge_file)
     worker.performs(PURGE_STORE, pipeline.purge_store)

@@ -6,6 +6,7 @@ Every step may be done again: a job whose worker dies is run from the start by a
 import asyncio
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -35,6 +36,12 @@ _ERROR_CODES: Final = {
     "unsupported_file": ErrorCode.FILE_TYPE_NOT_ALLOWED,
     "invalid_file": ErrorCode.INVALID_FILE,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    chunks: int
+    usage_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +98,42 @@ class Pipeline:
         return await self.records.attachment(target.tenant_id, target.vector_store_id, target.file_id)
 
     async def _make(self, job: Job, target: Target, attachment: Attachment) -> None:
+        live = False
+        try:
+            made = await self._copied(job, target, attachment) or await self._made(job, target, attachment)
+            live = made is not None and await self._go_live(job, target, attachment, made.usage_bytes)
+        finally:
+            # Also where another worker has the job by now: it may have ended before our last chunks were stored.
+            if not live:
+                await self._give_way(target)
+        if live and made is not None and target.version > 1:
+            await self.index.delete_older(target, from_position=made.chunks, keep_version=target.version)
+
+    async def _copied(self, job: Job, target: Target, attachment: Attachment) -> _Made | None:
+        """Take over the chunks of a file with the same content; None where there is none."""
+        twin = attachment.twin
+        if twin is None:
+            return None
+        source = replace(target, file_id=twin.file_id, version=twin.version)
+        count = 0
+        with metrics.stage("store"), suppress(PermanentError):  # a damaged chunk of the other's is made anew here
+            count = await self.index.copy(source, target, attachment.attributes)
+        # Records go before chunks: if it still answers, none of its chunks was missing.
+        now = await self._attachment(source)
+        if count == 0 or now is None or now.live_version != twin.version:
+            await self.index.delete_older(target, from_position=0, keep_version=attachment.live_version or None)
+            return None
+        await self._clear(target, attachment, count)
+        await job.progress(count, count)
+        return _Made(count, twin.usage_bytes)
+
+    async def _made(self, job: Job, target: Target, attachment: Attachment) -> _Made | None:
+        """Read, cut, embed and store a file; None if it was deleted meanwhile."""
         try:
             document = await self._document(target, attachment)
         except PermanentError:
             if await self._attachment(target) is None:  # its bytes went with it
-                return
+                return None
             raise
         with metrics.stage("chunk"):
             strategy = strategy_of(attachment.chunking)
@@ -104,20 +142,14 @@ class Pipeline:
             chunks = chunk(document, strategy) if short else await asyncio.to_thread(chunk, document, strategy)
         if not chunks:
             raise PermanentError(ErrorCode.INVALID_FILE, "The file holds no text that could be searched.")
+        await self._clear(target, attachment, len(chunks))
+        return _Made(len(chunks), await self._store(job, target, attachment, document, chunks))
+
+    async def _clear(self, target: Target, attachment: Attachment, count: int) -> None:
+        """Remove what an earlier attempt or attachment left, which would otherwise answer as part of this version."""
         if not attachment.untouched:
-            # What an earlier attempt or attachment left behind would otherwise answer as part of this version.
             keep_version = attachment.live_version or None
-            await self.index.delete_older(target, from_position=len(chunks), keep_version=keep_version)
-        live = False
-        try:
-            usage_bytes = await self._store(job, target, attachment, document, chunks)
-            live = await self._go_live(job, target, attachment, usage_bytes)
-        finally:
-            # Also where another worker has the job by now: it may have ended before our last chunks were stored.
-            if not live:
-                await self._give_way(target)
-        if target.version > 1:
-            await self.index.delete_older(target, from_position=len(chunks), keep_version=target.version)
+            await self.index.delete_older(target, from_position=count, keep_version=keep_version)
 
     async def _document(self, target: Target, attachment: Attachment) -> Document:
         with tempfile.TemporaryDirectory(prefix="docent-ingest-") as folder:

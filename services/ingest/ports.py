@@ -11,6 +11,15 @@ Attributes = Mapping[str, str | float | bool]
 
 
 @dataclass(frozen=True, slots=True)
+class Twin:
+    """Another file of the same vector store, with the same bytes, name and chunking, that answers."""
+
+    file_id: str
+    version: int
+    usage_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """A file in a vector store, as its record has it now.
 
@@ -19,6 +28,7 @@ class Attachment:
         live_version: the version that answers; 0 for none.
         wanted_version: the version that is being made, or None if nothing is.
         untouched: whether no chunk of the file can be stored yet, in any version.
+        twin: a live file of the same content, while a version is being made.
     """
 
     filename: str
@@ -28,6 +38,7 @@ class Attachment:
     live_version: int
     wanted_version: int | None
     untouched: bool = False
+    twin: Twin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,7 @@ class Records(Protocol):
         ...
 
     async def go_live(self, job: Job, target: Target, usage_bytes: int, attributes: Attributes) -> bool:
-        """End the job and let the version answer; False if nobody wants it any more.
+        """End the job and let the version answer instead of what it replaces; False if nobody wants it any more.
 
         Raises:
             AttributesChangedError: the record's attributes are others than these.
@@ -111,6 +122,14 @@ class ChunkIndex(Protocol):
         self, target: Target, filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
     ) -> None:
         """Store chunks; again is harmless."""
+        ...
+
+    async def copy(self, source: Target, target: Target, attributes: Attributes) -> int:
+        """Store another file's chunks as the target's.
+
+        Returns:
+            How many there are.
+        """
         ...
 
     async def set_attributes(self, target: Target, attributes: Attributes) -> None:

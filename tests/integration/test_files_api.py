@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,20 @@ def test_vector_stores_are_listed_changed_and_deleted(client: OpenAI) -> None:
     assert client.vector_stores.delete(store.id).deleted
     assert _refused(lambda: client.vector_stores.retrieve(store.id))[:2] == (404, "not_found")
     assert _refused(lambda: _found(client, store.id))[:2] == (404, "not_found")
+
+
+def test_a_new_version_answers_instead_of_the_file_it_replaces(client: OpenAI) -> None:
+    store, ids = _searchable(client, harbour=_HARBOUR)
+    newer = client.files.create(
+        file=("harbour.md", b"The harbour opens its northern gate at noon."), purpose="assistants"
+    )
+    files = client.vector_stores.files
+    for replaces, expected in (("file-none", (404, "not_found")), (newer.id, (400, "invalid_value"))):
+        create = partial(files.create, store.id, file_id=newer.id, extra_body={"replaces": replaces})
+        assert _refused(create) == (*expected, "replaces")
+    files.create(store.id, file_id=newer.id, extra_body={"replaces": ids["harbour"]})
+    _eventually(lambda: _found(client, store.id) == [newer.id])
+    assert client.vector_stores.retrieve(store.id).file_counts.total == 1
 
 
 def test_bad_requests_name_the_field(client: OpenAI) -> None:

@@ -2,36 +2,17 @@
 
 import asyncio
 import subprocess
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import orjson
 import pytest
-from sqlalchemy import Connection, insert
 
 from libs.common import keys, ledger
-from libs.common.blobs import BlobStore
-from libs.common.keyring import Keyring
-from libs.common.rag.chunks import RetrievedChunk
-from libs.common.rag.vectors import ChunkCollection
-from libs.common.records import files, vector_store_files, vector_stores
-from libs.common.records.database import Database, epoch_now
-from libs.common.records.files import NewFile
-from libs.common.records.tables import tenants
-from libs.common.records.vector_store_files import AttachedFile, FileKey
-from libs.common.tasks.wire import MessageSealer
+from libs.common.records.database import Database
 from libs.local.running import Stack, running_stack
 from services.gateway import attachments
-from services.gateway.attachments import Wanted
-from services.ingest.settings import IngestSettings
-
-_TENANT, _STORE = "tenant_a", "vs_1"
-_AUTO = {"type": "auto"}
+from tests.integration.ingest_platform import STORE, TENANT, Platform, database_of, eventually, platform_of
 
 
 @pytest.fixture(scope="module")
@@ -43,81 +24,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def database(stack: Stack) -> Iterator[Database]:
-    def create(connection: Connection) -> None:
-        connection.execute(insert(tenants).values(id=_TENANT, name="a", created_at=epoch_now()))
-        vector_stores.create(connection, _TENANT, store_id=_STORE, name="", metadata={})
-
-    with closing(Database(stack.environment("ingest")["DATABASE_URL"])) as opened:
-        opened.write_now(create)
+    with database_of(stack) as opened:
         yield opened
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """What the test shares with the service: records, blobs, messages and chunks."""
-
-    stack: Stack
-    database: Database
-    blobs: BlobStore
-    messages: MessageSealer
-    keyring: Keyring
-    chunks: ChunkCollection
-
-    async def upload(self, name: str, text: str) -> str:
-        async def content() -> AsyncIterator[bytes]:
-            yield text.encode()
-
-        info = await self.blobs.write(_TENANT, f"blob_{name}", content())
-        new = NewFile(f"file-{name}", f"{name}.md", "assistants", info.bytes, info.sha256, f"blob_{name}")
-        await self.database.write(lambda connection: files.insert(connection, _TENANT, new))
-        return new.id
-
-    async def attach(self, file_id: str, **options: Any) -> AttachedFile:
-        wanted = Wanted(file_id, **({"attributes": {}, "chunking": _AUTO} | options))
-        attached: AttachedFile = await self.change(
-            attachments.attach_file, tenant_id=_TENANT, store_id=_STORE, wanted=wanted
-        )
-        return attached
-
-    async def change(self, query: Callable[..., Any], **arguments: Any) -> Any:
-        return await self.database.write(lambda connection: query(connection, self.messages, **arguments))
-
-    async def file(self, file_id: str) -> AttachedFile:
-        key = FileKey(_TENANT, _STORE, file_id)
-        return await self.database.read(lambda connection: vector_store_files.get(connection, key))
-
-    async def ended(self, file_id: str) -> AttachedFile:
-        await _eventually(lambda: self._has_ended(file_id))
-        return await self.file(file_id)
-
-    async def _has_ended(self, file_id: str) -> bool:
-        return (await self.file(file_id)).status != "in_progress"
-
-    async def stored(self, file_id: str, version: int = 1) -> list[RetrievedChunk]:
-        return await self.chunks.scroll_file(_TENANT, _STORE, file_id, version)
-
-    async def count(self, file_id: str) -> int:
-        return await self.chunks.count(_TENANT, vector_store_id=_STORE, file_id=file_id)
 
 
 @pytest.fixture
 async def platform(stack: Stack, database: Database) -> AsyncIterator[Platform]:
-    environment = stack.environment("ingest")
-    keyring = Keyring.parse(await asyncio.to_thread(Path(environment["KEYRING_FILE"]).read_text))
-    settings = IngestSettings(qdrant_url=environment["QDRANT_URL"])
-    chunks = ChunkCollection.connect(
-        settings.qdrant_url, model=settings.embedding_model, dimension=settings.embedding_dimensions
-    )
-    blobs = BlobStore.open(environment["BLOBS_URL"], keyring.segment_sealer(keys.FILES_PURPOSE))
-    yield Platform(stack, database, blobs, MessageSealer(keyring), keyring, chunks)
-    await chunks.aclose()
-
-
-async def _eventually(holds: Callable[[], Any]) -> None:
-    give_up_at = time.monotonic() + 60
-    while not await holds():
-        assert time.monotonic() < give_up_at, "it did not come true in time"
-        await asyncio.sleep(0.05)
+    async with platform_of(stack, database) as opened:
+        yield opened
 
 
 def _long_text(words: str) -> str:
@@ -134,7 +48,7 @@ async def test_a_file_becomes_sealed_chunks_that_point_into_its_text(platform: P
     assert (ended.status, ended.live_version, ended.error_message) == ("completed", 1, None)
     [chunk] = await platform.stored(file_id)
     sealer = platform.keyring.sealer(keys.CHUNKS_PURPOSE)
-    payload = orjson.loads(sealer.open(chunk.sealed, _TENANT, _STORE, file_id, "1", "0"))
+    payload = orjson.loads(sealer.open(chunk.sealed, TENANT, STORE, file_id, "1", "0"))
     assert payload["text"].endswith("The yellow canary sings at dawn.")
     assert payload["end"] - payload["start"] == len(payload["text"])
     assert (payload["filename"], payload["heading_path"]) == ("canary.md", ["Heading of canaries"])
@@ -151,14 +65,14 @@ async def test_a_killed_worker_loses_and_doubles_nothing(platform: Platform) -> 
     job_id = attached.job_id
 
     async def under_way() -> bool:
-        row = await platform.database.read(lambda connection: ledger.get(connection, _TENANT, job_id))
+        row = await platform.database.read(lambda connection: ledger.get(connection, TENANT, job_id))
         return bool(row.progress_done > 0)
 
-    await _eventually(under_way)
+    await eventually(under_way)
     assert (await platform.file(file_id)).live_version == 0
     await asyncio.to_thread(platform.stack.kill, "ingest")
     ended = await platform.ended(file_id)
-    job = await platform.database.read(lambda connection: ledger.get(connection, _TENANT, job_id))
+    job = await platform.database.read(lambda connection: ledger.get(connection, TENANT, job_id))
     assert (ended.status, job.state, job.attempt, job.failures) == ("completed", "succeeded", 2, 0)
     positions = [chunk.position for chunk in await platform.stored(file_id)]
     assert positions == list(range(job.progress_total))
@@ -177,7 +91,7 @@ async def test_another_chunking_replaces_every_chunk(platform: Platform) -> None
     async def only_new() -> bool:
         return await platform.stored(file_id, 1) == []
 
-    await _eventually(only_new)
+    await eventually(only_new)
     assert 0 < await platform.count(file_id) < many
 
 
@@ -186,12 +100,12 @@ async def test_a_deleted_file_leaves_neither_chunks_nor_bytes(platform: Platform
     await platform.attach(file_id)
     await platform.ended(file_id)
     assert await platform.count(file_id) == 1
-    await platform.change(attachments.delete_file, tenant_id=_TENANT, file_id=file_id)
+    await platform.change(attachments.delete_file, tenant_id=TENANT, file_id=file_id)
 
     async def cleared() -> bool:
-        return await platform.count(file_id) == 0 and not await platform.blobs.exists(_TENANT, "blob_gone")
+        return await platform.count(file_id) == 0 and not await platform.blobs.exists(TENANT, "blob_gone")
 
-    await _eventually(cleared)
+    await eventually(cleared)
 
 
 async def test_a_file_without_text_fails_for_good(platform: Platform) -> None:
@@ -199,7 +113,7 @@ async def test_a_file_without_text_fails_for_good(platform: Platform) -> None:
     attached = await platform.attach(file_id)
     ended = await platform.ended(file_id)
     assert (ended.status, ended.error_code) == ("failed", "invalid_file")
-    job = await platform.database.read(lambda c: ledger.get(c, _TENANT, str(attached.job_id)))
+    job = await platform.database.read(lambda c: ledger.get(c, TENANT, str(attached.job_id)))
     assert (job.state, job.attempt) == ("failed", 1)
 
 
@@ -215,11 +129,11 @@ async def test_work_waits_for_the_vector_database_and_the_service_stays_ready(pl
         assert attached.status == "in_progress"
 
         async def waits() -> bool:
-            row = await platform.database.read(lambda c: ledger.get(c, _TENANT, str(attached.job_id)))
+            row = await platform.database.read(lambda c: ledger.get(c, TENANT, str(attached.job_id)))
             assert row.failures == 0
             return bool(row.error_code == "retrieval_unavailable" and row.attempt >= 2)
 
-        await _eventually(waits)
+        await eventually(waits)
         port = stack.environment("ingest")["HEALTH_PORT"]
         async with httpx.AsyncClient() as client:
             report = (await client.get(f"http://127.0.0.1:{port}/readyz")).json()

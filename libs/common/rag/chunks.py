@@ -92,6 +92,24 @@ def from_record(record: models.Record) -> RetrievedChunk:
     return RetrievedChunk(id=str(record.id), **_fields(record.payload))
 
 
+def to_stored(record: models.Record, tenant_id: str) -> StoredChunk:
+    """The chunk of a point read with its vectors."""
+    chunk = from_record(record)
+    vectors: Any = record.vector
+    sparse = vectors.get(BM25)
+    terms = SparseVector((), ()) if sparse is None else SparseVector(tuple(sparse.indices), tuple(sparse.values))
+    return StoredChunk(
+        tenant_id=tenant_id,
+        vector_store_id=chunk.vector_store_id,
+        file_id=chunk.file_id,
+        version=chunk.version,
+        position=chunk.position,
+        dense=vectors[DENSE],
+        sparse=terms,
+        payload=ChunkPayload(chunk.sealed, chunk.attributes),
+    )
+
+
 def from_scored_point(point: models.ScoredPoint, score: float) -> ScoredChunk:
     """The chunk of a point found by a query, under its fused score."""
     return ScoredChunk(id=str(point.id), score=score, **_fields(point.payload))

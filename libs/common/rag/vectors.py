@@ -4,7 +4,7 @@ Every filter is built by `_within`, which cannot be called without a tenant, and
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self
@@ -169,6 +169,17 @@ class ChunkCollection:
         # Points come in the order of their ids, which are hashes.
         return sorted(map(from_record, records), key=lambda chunk: chunk.position)
 
+    async def pages_with_vectors(
+        self, tenant_id: str, vector_store_id: str, file_id: str, version: int
+    ) -> AsyncIterator[list[models.Record]]:
+        """All points of one version of a file with their vectors, in no order."""
+        where = _within(tenant_id, vector_store_ids=(vector_store_id,), file_id=file_id, version=version)
+        records, offset = await self._page(where, None, with_vectors=True)
+        yield records
+        while offset is not None:
+            records, offset = await self._page(where, offset, with_vectors=True)
+            yield records
+
     async def count(self, tenant_id: str, *, vector_store_id: str | None = None, file_id: str | None = None) -> int:
         """How many chunks a tenant has, in all or in one vector store or of one file."""
         stores = None if vector_store_id is None else (vector_store_id,)
@@ -237,10 +248,12 @@ class ChunkCollection:
             yield
 
     async def _page(
-        self, where: models.Filter, offset: models.ExtendedPointId | None
+        self, where: models.Filter, offset: models.ExtendedPointId | None, *, with_vectors: bool = False
     ) -> tuple[list[models.Record], models.ExtendedPointId | None]:
         with self._calling():
-            return await self._client.scroll(self.alias, where, limit=PAGE_CHUNKS, offset=offset)
+            return await self._client.scroll(
+                self.alias, where, limit=PAGE_CHUNKS, offset=offset, with_vectors=with_vectors
+            )
 
     async def _delete(self, where: models.Filter) -> None:
         with self._calling():

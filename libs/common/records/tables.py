@@ -71,6 +71,7 @@ files = Table(
     Column("expires_at", Float),
     Index("ix_files_tenant_id_created_at", "tenant_id", "created_at", "id"),
     Index("ix_files_expires_at", "expires_at"),
+    Index("ix_files_tenant_id_sha256", "tenant_id", "sha256"),
 )
 
 uploads = Table(
@@ -132,6 +133,7 @@ vector_store_files = Table(
     Column("latest_version", Integer, nullable=False),  # the version the newest job is making
     Column("job_id", String(64)),
     Column("file_batch_id", String(64), index=True),
+    Column("replaced_by", String(64), index=True),  # the file that takes this one's place as soon as it is searchable
     Column("created_at", Float, nullable=False),
     PrimaryKeyConstraint("vector_store_id", "file_id"),
     Index("ix_vector_store_files_file_id", "file_id"),

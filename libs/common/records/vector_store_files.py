@@ -57,6 +57,7 @@ class AttachedFile:
     latest_version: int
     job_id: str | None
     file_batch_id: str | None
+    replaced_by: str | None
     created_at: float
 
 

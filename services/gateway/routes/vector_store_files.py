@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
+from pydantic import ValidationInfo, field_validator
 
 from libs.common.contracts.file_content import READ_FILE, ReadFile
 from libs.common.contracts.requests import Body
@@ -29,6 +30,14 @@ class AttachFile(Body):
     file_id: FileId
     attributes: AttributesBody | None = None
     chunking_strategy: ChunkingBody = AUTO
+    replaces: FileId | None = None  # beyond OpenAI's
+
+    @field_validator("replaces")
+    @classmethod
+    def _is_another(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value == info.data.get("file_id"):
+            raise ValueError("must be another file than file_id")
+        return value
 
 
 class UpdateAttributes(Body):
@@ -44,8 +53,8 @@ async def attach_file(
     principal: AdmittedDep,
     body: Annotated[AttachFile, Depends(json_body(AttachFile))],
 ) -> Response:
-    """Attach a file; once its status is `completed` it can be found."""
-    wanted = Wanted(body.file_id, body.attributes or {}, chunking_json(body.chunking_strategy))
+    """Attach a file; once its status is `completed` it can be found, and no longer the one that it replaces."""
+    wanted = Wanted(body.file_id, body.attributes or {}, chunking_json(body.chunking_strategy), body.replaces)
     attached = await gateway.database.write(
         lambda connection: attachments.attach_file(connection, gateway.messages, principal.tenant_id, store_id, wanted)
     )

@@ -14,7 +14,7 @@ from libs.common.records.file_versions import AttributesChangedError
 from services.ingest.chunking import AUTO
 from services.ingest.document import Block, Document, LoadError
 from services.ingest.pipeline import BATCH_CHUNKS, Pipeline, strategy_of
-from services.ingest.ports import Attachment, Attributes, EmbeddedChunk, Job, Target
+from services.ingest.ports import Attachment, Attributes, EmbeddedChunk, Job, Target, Twin
 
 _REQUEST = IngestFile(vector_store_id="vs_1", file_id="file-1", version=1)
 _NEW = Attachment("harbour.md", "blob_1", {"year": 2024.0}, {"type": "auto"}, live_version=0, wanted_version=1)
@@ -67,12 +67,15 @@ class World:
     stores_deleted: list[str] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     usage_bytes: int = 0
+    twins: dict[str, Attachment] = field(default_factory=dict)
+    copyable: set[str] = field(default_factory=set)
+    damaged: bool = False
 
     def pipeline(self) -> Pipeline:
         return Pipeline(self, self, self, self, self)
 
-    async def attachment(self, _tenant_id: str, _vector_store_id: str, _file_id: str) -> Attachment | None:
-        return self.attached
+    async def attachment(self, _tenant_id: str, _vector_store_id: str, file_id: str) -> Attachment | None:
+        return self.attached if file_id == _REQUEST.file_id else self.twins.get(file_id)
 
     async def go_live(self, job: Job, target: Target, usage_bytes: int, attributes: Attributes) -> bool:
         wanted = self.attached is not None and self.attached.wanted_version == target.version
@@ -115,6 +118,15 @@ class World:
     ) -> None:
         for embedded in chunks:
             self.chunks[target.version, embedded.chunk.position] = (embedded.text, attributes)
+
+    async def copy(self, source: Target, target: Target, attributes: Attributes) -> int:
+        if self.damaged:
+            raise PermanentError(ErrorCode.DECRYPT_FAILED, "The content is damaged.")
+        for position in range(2 if source.file_id in self.copyable else 0):
+            self.chunks[target.version, position] = (f"copied {position}", attributes)
+        if self.during:
+            self.during()
+        return 2 if source.file_id in self.copyable else 0
 
     async def set_attributes(self, _target: Target, attributes: Attributes) -> None:
         self.chunks = {place: (text, attributes) for place, (text, _) in self.chunks.items()}
@@ -277,8 +289,9 @@ async def test_a_file_deleted_before_its_bytes_were_read_is_no_failure() -> None
     world = World(blobs=set())
     looked_up = 0
 
-    async def attachment(_tenant_id: str, _vector_store_id: str, _file_id: str) -> Attachment | None:
+    async def attachment(_tenant_id: str, _vector_store_id: str, file_id: str) -> Attachment | None:
         nonlocal looked_up
+        assert file_id == _REQUEST.file_id
         looked_up += 1
         return _NEW if looked_up == 1 else None
 
@@ -331,3 +344,26 @@ async def test_only_where_nothing_can_be_stored_nothing_is_cleared_first(untouch
     world.chunks = {(1, 99): ("left by an attempt that died", {})}
     await world.pipeline().ingest(_REQUEST, FakeJob())
     assert ((1, 99) in world.chunks) is untouched
+
+
+_TWIN = Twin("file-2", 3, 77)
+_ORIGINAL = replace(_NEW, live_version=3, wanted_version=None)
+
+
+async def test_chunks_of_the_same_content_are_taken_over_instead_of_made() -> None:
+    world = World(replace(_NEW, twin=_TWIN), twins={"file-2": _ORIGINAL}, copyable={"file-2"})
+    world.chunks = {(1, 2): ("left by an attempt that died", {})}
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert world.chunks == {(1, n): (f"copied {n}", {"year": 2024.0}) for n in range(2)}
+    assert (world.usage_bytes, world.paths) == (77, [])
+
+
+@pytest.mark.parametrize("way", ["never stored", "damaged", "detached meanwhile", "another version meanwhile"])
+async def test_what_cannot_be_taken_over_is_made(way: str) -> None:
+    world = World(replace(_NEW, twin=_TWIN), twins={"file-2": _ORIGINAL}, damaged=way == "damaged")
+    if "meanwhile" in way:
+        world.copyable = {"file-2"}
+        later = {"file-2": replace(_ORIGINAL, live_version=4)} if "version" in way else {}
+        world.during = lambda: setattr(world, "twins", later)
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert world.chunks == {(1, 0): ("Ports\nThe harbour opens at six.", {"year": 2024.0})}
