@@ -68,6 +68,7 @@ class ErrorCode(Enum):
     INSUFFICIENT_SCOPE = "insufficient_scope"
     CONVERSATION_LOCKED = "conversation_locked"
     IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress"
+    REINDEX_IN_PROGRESS = "reindex_in_progress"
     PRECONDITION_FAILED = "precondition_failed"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     INSUFFICIENT_QUOTA = "insufficient_quota"
@@ -123,6 +124,7 @@ _KINDS: Final[dict[ErrorCode, ErrorKind]] = {
     ErrorCode.INSUFFICIENT_SCOPE: ErrorKind(403, "permission_error", retryable=False),
     ErrorCode.CONVERSATION_LOCKED: ErrorKind(409, _CONFLICT, retryable=True),
     ErrorCode.IDEMPOTENCY_IN_PROGRESS: ErrorKind(409, _CONFLICT, retryable=True),
+    ErrorCode.REINDEX_IN_PROGRESS: ErrorKind(409, _CONFLICT, retryable=False),
     ErrorCode.PRECONDITION_FAILED: ErrorKind(412, _CONFLICT, retryable=False),
     ErrorCode.RATE_LIMIT_EXCEEDED: ErrorKind(429, "rate_limit_error", retryable=True),
     ErrorCode.INSUFFICIENT_QUOTA: ErrorKind(429, "insufficient_quota", retryable=False),

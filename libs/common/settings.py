@@ -4,14 +4,15 @@ Field names are the environment variables in lower case. There is deliberately n
 re-prefix inherited fields without a word.
 """
 
+import json
 import logging
 import math
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _REDIS: Final = ("redis", "rediss", "unix")
 # Of every other URL: http and https.
@@ -112,6 +113,22 @@ class CacheSettings(CommonSettings):
     embedding_cache_seconds: float = 604_800.0
 
 
+class FurtherModel(BaseModel):
+    """An embedding model beside the default one; without a `base_url` the same server has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimensions: int = Field(gt=0)
+    base_url: str | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _usable(cls, url: str | None) -> str | None:
+        if url is not None:
+            _check_url(url, ("http", "https"))
+        return url
+
+
 class RetrievalSettings(CacheSettings):
     """Where vectors and embeddings come from; chat and ingest need the same answer."""
 
@@ -121,3 +138,20 @@ class RetrievalSettings(CacheSettings):
     embedding_api_key: SecretStr = SecretStr("local")
     embedding_model: str = "all-minilm-l6-v2"
     embedding_dimensions: int = 384
+    # Models that vector stores may move to, or have not moved from yet: {"name": {"dimensions": 1024}}.
+    embedding_models: Annotated[dict[str, FurtherModel], NoDecode] = {}
+
+    @field_validator("embedding_models", mode="before")
+    @classmethod
+    def _decoded(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "{}")
+        except ValueError:
+            raise ValueError('must be JSON such as {"name": {"dimensions": 1024}}') from None
+
+    def dimensions_by_model(self) -> dict[str, int]:
+        """Every embedding model of the deployment with the length of its vectors."""
+        further = {name: model.dimensions for name, model in self.embedding_models.items()}
+        return further | {self.embedding_model: self.embedding_dimensions}

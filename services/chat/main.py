@@ -6,7 +6,7 @@ come after them. Needs the model upstream, the vector store, the database (reads
 
 from libs.common import keys
 from libs.common.blobs import BlobStore
-from libs.common.cache.embeddings import CachedEmbedder
+from libs.common.cache.embeddings import CachedEmbedders
 from libs.common.cache.store import Cache
 from libs.common.configuration import configured
 from libs.common.contracts.background import ANSWER_BACKGROUND
@@ -17,8 +17,8 @@ from libs.common.contracts.completions import COMPLETE
 from libs.common.contracts.conversations import SUMMARISE
 from libs.common.contracts.file_content import READ_FILE
 from libs.common.contracts.moderation import MODERATE
-from libs.common.rag.embedder import Embedder
-from libs.common.rag.vectors import ChunkCollection
+from libs.common.rag.collections import Collections
+from libs.common.rag.embedder import embedders_of
 from libs.common.records.database import Database
 from libs.common.tasks.worker import Worker
 from services.chat.answer_cache import SharedAnswers
@@ -42,15 +42,16 @@ from services.chat.upstream_moderation import moderated, moderator_of
 def create_worker(settings: ChatSettings) -> Worker:
     """The service with its handlers, ready to run."""
     database = Database(settings.database_url)
-    embedder, collection = _embedder(settings), _collection(settings)
+    models, collections = embedders_of(settings, concurrency=8), Collections.connect(settings)
+    embedder = models[settings.embedding_model]
     upstream = UpstreamCompleter(settings)
     moderator = moderator_of(settings)
 
     async def close() -> None:
         await upstream.aclose()
         await moderator.aclose()
-        await embedder.aclose()
-        await collection.aclose()
+        await embedders.aclose()
+        await collections.aclose()
         await cache.aclose()
 
     worker = Worker(
@@ -61,15 +62,16 @@ def create_worker(settings: ChatSettings) -> Worker:
         shutdown=close,
     )
     cache = Cache(settings, worker.keyring)
-    cached_embedder = CachedEmbedder(embedder, cache, settings.embedding_cache_seconds)
+    embedders = CachedEmbedders(models, cache, settings.embedding_cache_seconds)
     completer = moderated(upstream, moderator, settings)
-    retriever = HybridRetriever(database, collection, cached_embedder, worker.keyring)
+    retriever = HybridRetriever(database, collections, embedders, worker.keyring)
     compactions = Compactions(worker.keyring)
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     files = AttachedFiles(database, blobs, settings.max_attached_bytes)
     preparer = Preparer(compactions, files, context_tokens=settings.context_tokens)
     pipeline = AnswerPipeline(retriever, completer, embedder, preparer)
-    answers = CachingAnswers(pipeline, SharedAnswers(cache, database, cached_embedder, settings))
+    shared = SharedAnswers(cache, database, embedders.of(settings.embedding_model), settings)
+    answers = CachingAnswers(pipeline, shared)
     shards = ShardRunner(pipeline, database, worker.keyring, worker.messages, settings.shard_concurrency)
     worker.handles(ANSWER, answers.answer)
     worker.handles(SEARCH, pipeline.search)
@@ -77,30 +79,11 @@ def create_worker(settings: ChatSettings) -> Worker:
     worker.handles(COMPLETE, TextCompletions(pipeline).complete)
     worker.handles(COMPACT, Compactor(upstream, compactions).compact)
     worker.handles(MODERATE, Moderation(moderator).moderate)
-    worker.handles(READ_FILE, FileContents(database, collection, worker.keyring).read)
+    worker.handles(READ_FILE, FileContents(database, collections, worker.keyring).read)
     worker.performs(ANSWER_SHARD, shards.run)
     worker.performs(ANSWER_BACKGROUND, BackgroundAnswers(pipeline, worker).run)
     worker.performs(SUMMARISE, Summariser(upstream, worker.messages).run)
     return worker
-
-
-def _embedder(settings: ChatSettings) -> Embedder:
-    return Embedder(
-        settings.embedding_base_url,
-        settings.embedding_api_key.get_secret_value(),
-        model=settings.embedding_model,
-        dimension=settings.embedding_dimensions,
-        concurrency=8,
-    )
-
-
-def _collection(settings: ChatSettings) -> ChunkCollection:
-    return ChunkCollection.connect(
-        settings.qdrant_url,
-        model=settings.embedding_model,
-        dimension=settings.embedding_dimensions,
-        api_key=settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None,
-    )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
 """Retrieval over Qdrant: embed, one hybrid query, check each hit against the records' live versions, unseal."""
 
 from collections.abc import Sequence
-from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Final
 
 import orjson
 
 from libs.common import keys, metrics
-from libs.common.cache.embeddings import CachedEmbedder
+from libs.common.cache.embeddings import CachedEmbedders
 from libs.common.contracts.chat import Retrieval
+from libs.common.contracts.ingest import Place
 from libs.common.errors import PermanentError
 from libs.common.keyring import Keyring
 from libs.common.logs import get_logger
 from libs.common.rag.chunks import ScoredChunk
+from libs.common.rag.collections import Collections
 from libs.common.rag.embedder import Vector
 from libs.common.rag.fusion import HybridWeights
 from libs.common.rag.sparse import encode_query
-from libs.common.rag.vectors import ChunkCollection, QueryScope
+from libs.common.rag.vectors import QueryScope
 from libs.common.records import vector_stores
 from libs.common.records.database import Database
-from libs.common.records.vector_stores import LiveFile
+from libs.common.records.vector_stores import LiveFile, VectorStore
 from services.chat.ports import Passage
 
 _log = get_logger(__name__)
@@ -37,32 +38,35 @@ class HybridRetriever:
     """The `Retriever` of the running service."""
 
     def __init__(
-        self, database: Database, collection: ChunkCollection, embedder: CachedEmbedder, keyring: Keyring
+        self, database: Database, collections: Collections, embedders: CachedEmbedders, keyring: Keyring
     ) -> None:
         self._database = database
-        self._collection = collection
-        self._embedder = embedder
+        self._collections = collections
+        self._embedders = embedders
         self._sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
 
     async def retrieve(self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval) -> list[Passage]:
         """See `Retriever`. Several queries are merged: a passage keeps its best score."""
-        store_ids = retrieval.vector_store_ids
-        stores = await self._database.read(
-            lambda connection: vector_stores.require_stores(connection, tenant_id, store_ids)
-        )
-        revisions = {store.id: store.revision for store in stores}
-        with metrics.stage("embed"):
-            vectors = await self._embedder.embed(tenant_id, queries)
-        with metrics.stage("retrieve"):
-            for _ in range(_TRIES):
-                hits = await self._hits(tenant_id, queries, vectors, retrieval)
-                before = revisions
+        stores = await self._stores(tenant_id, retrieval)
+        for _ in range(_TRIES):
+            hits = await self._hits(tenant_id, queries, stores, retrieval)
+            with metrics.stage("retrieve"):
                 live, revisions = await self._live(tenant_id, retrieval, hits)
-                # A file that took another's place meanwhile may have been found neither as the one nor as the other.
-                if revisions == before or all(map(partial(_counts, live), hits)):
-                    break
+            if all(revisions[store.id] == store.revision for store in stores):
+                break
+            # What took another's place, or moved to another collection, may have been found neither here nor there.
+            before, stores = stores, await self._stores(tenant_id, retrieval)
+            moved = [store.place for store in stores] != [store.place for store in before]
+            if not moved and all(_counts(live, hit) for hit in hits):
+                break
         passages = (self._passage(tenant_id, hit, live) for hit in hits if _counts(live, hit))
         return list(islice((passage for passage in passages if passage is not None), retrieval.max_num_results))
+
+    async def _stores(self, tenant_id: str, retrieval: Retrieval) -> list[VectorStore]:
+        store_ids = retrieval.vector_store_ids
+        return await self._database.read(
+            lambda connection: vector_stores.require_stores(connection, tenant_id, store_ids)
+        )
 
     async def _live(
         self, tenant_id: str, retrieval: Retrieval, hits: Sequence[ScoredChunk]
@@ -78,18 +82,36 @@ class HybridRetriever:
         )
 
     async def _hits(
-        self, tenant_id: str, queries: Sequence[str], vectors: Sequence[Vector], retrieval: Retrieval
+        self, tenant_id: str, queries: Sequence[str], stores: Sequence[VectorStore], retrieval: Retrieval
     ) -> list[ScoredChunk]:
+        by_place: dict[Place, list[str]] = {}
+        for store in stores:
+            by_place.setdefault(store.place, []).append(store.id)
+        found = [
+            await self._hits_at(place, QueryScope(tenant_id, tuple(store_ids)), queries, retrieval)
+            for place, store_ids in by_place.items()
+        ]
+        return in_turn(found)
+
+    async def _hits_at(
+        self, place: Place, scope: QueryScope, queries: Sequence[str], retrieval: Retrieval
+    ) -> list[ScoredChunk]:
+        """The hits of one collection, best first."""
+        with metrics.stage("embed"):
+            vectors = await self._embedders.embed(scope.tenant_id, place.embedding_model, queries)
         best: dict[str, ScoredChunk] = {}
-        for query, vector in zip(queries, vectors, strict=True):
-            for chunk in await self._query(tenant_id, query, vector, retrieval):
-                if chunk.id not in best or chunk.score > best[chunk.id].score:
-                    best[chunk.id] = chunk
+        with metrics.stage("retrieve"):
+            for query, vector in zip(queries, vectors, strict=True):
+                for chunk in await self._query(place, scope, query, vector, retrieval):
+                    if chunk.id not in best or chunk.score > best[chunk.id].score:
+                        best[chunk.id] = chunk
         return sorted(best.values(), key=lambda chunk: -chunk.score)
 
-    async def _query(self, tenant_id: str, query: str, vector: Vector, retrieval: Retrieval) -> list[ScoredChunk]:
-        return await self._collection.query(
-            QueryScope(tenant_id, retrieval.vector_store_ids),
+    async def _query(
+        self, place: Place, scope: QueryScope, query: str, vector: Vector, retrieval: Retrieval
+    ) -> list[ScoredChunk]:
+        return await self._collections.at(place).query(
+            scope,
             vector,
             encode_query(query),
             filters=retrieval.filters,
@@ -120,6 +142,15 @@ class HybridRetriever:
             heading_path=tuple(content["heading_path"]),
             attributes=chunk.attributes,
         )
+
+
+def in_turn(rankings: Sequence[Sequence[ScoredChunk]]) -> list[ScoredChunk]:
+    """Rankings by different models as one: the first of each, then the second of each, and so on.
+
+    Their scores say nothing about one another, so only ranks are compared.
+    """
+    tiers = zip_longest(*rankings)
+    return [hit for tier in tiers for hit in sorted(filter(None, tier), key=lambda hit: -hit.score)]
 
 
 def _counts(live: LiveFiles, chunk: ScoredChunk) -> bool:

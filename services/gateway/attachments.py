@@ -24,6 +24,7 @@ from libs.common.records import file_versions, files, replacing, vector_store_fi
 from libs.common.records.vector_store_files import AttachedFile, Attributes, FileKey, NewAttachment
 from libs.common.tasks.submission import new_job, submit
 from libs.common.tasks.wire import MessageSealer
+from services.gateway import reindexing
 
 # A worker learns within seconds that its job was cancelled; what it wrote until then is cleared away after that.
 _CANCELLED_SECONDS: Final = 30.0
@@ -177,6 +178,7 @@ def cancel_job(connection: Connection, messages: MessageSealer, tenant_id: str, 
     ledger.cancel(connection, tenant_id, job_id)
     for key in file_versions.cancel(connection, tenant_id, job_id):
         _purge_file(connection, messages, key, delay_seconds=_CANCELLED_SECONDS)
+    reindexing.give_up(connection, messages, tenant_id, job_id, delay_seconds=_CANCELLED_SECONDS)
 
 
 def requeue_job(connection: Connection, tenant_id: str, job_id: str) -> None:

@@ -43,6 +43,7 @@ def store_object(store: VectorStore, counts: FileCounts) -> JsonObject:
         "expires_at": _seconds(store.expires_at),
         "last_active_at": int(store.last_active_at),
         "metadata": store.metadata,
+        "embedding_model": store.embedding_model,
     }
 
 

@@ -1,32 +1,27 @@
 """The pipeline's ports over the real things: records, the vector database and the embedding model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
 import orjson
 from sqlalchemy import Connection
 
-from libs.common import keys
-from libs.common.cache.embeddings import CachedEmbedder
-from libs.common.cache.store import Cache
-from libs.common.contracts.ingest import PURGE_FILE, PurgeFile
+from libs.common.contracts.ingest import PURGE_FILE, Place, PurgeFile
 from libs.common.errors import RetryableError
-from libs.common.keyring import Keyring
 from libs.common.rag.chunks import ChunkPayload, StoredChunk, to_stored
-from libs.common.rag.embedder import Embedder
+from libs.common.rag.collections import Collections
 from libs.common.rag.sparse import encode_document
-from libs.common.rag.vectors import ChunkCollection
-from libs.common.records import file_versions, files, replacing, vector_store_files
+from libs.common.rag.vectors import ChunkCollection, CollectionMissingError
+from libs.common.records import file_versions, files, replacing, vector_store_files, vector_stores
 from libs.common.records.database import Database
 from libs.common.records.vector_store_files import FileKey
 from libs.common.sealing import Sealer
 from libs.common.tasks.submission import submit
 from libs.common.tasks.wire import MessageSealer
 from services.ingest.ports import Attachment, Attributes, EmbeddedChunk, Job, Target, Twin
-from services.ingest.settings import IngestSettings
 
 _FEW_CHUNKS: Final = 16
 
@@ -42,13 +37,18 @@ class AttachedFiles:
         key = FileKey(tenant_id, vector_store_id, file_id)
         return await self._database.read(lambda connection: _attachment(connection, key))
 
-    async def go_live(self, job: Job, target: Target, usage_bytes: int, attributes: Attributes) -> bool:
+    async def go_live(self, job: Job, target: Target, usage_bytes: int, stored: Attachment) -> bool:
         live = False
 
         def last_step(connection: Connection) -> None:
             nonlocal live
             live = file_versions.go_live(
-                connection, _key(target), version=target.version, usage_bytes=usage_bytes, attributes=attributes
+                connection,
+                _key(target),
+                version=target.version,
+                usage_bytes=usage_bytes,
+                attributes=stored.attributes,
+                place=stored.place,
             )
             if live:
                 self._replace(connection, _key(target))
@@ -71,7 +71,8 @@ def _key(target: Target) -> FileKey:
 
 def _attachment(connection: Connection, key: FileKey) -> Attachment | None:
     attached = vector_store_files.find(connection, key)
-    if attached is None:
+    place = vector_stores.place_of(connection, key.tenant_id, key.vector_store_id)
+    if attached is None or place is None:
         return None
     making = attached.status == vector_store_files.IN_PROGRESS
     twin = replacing.twin(connection, attached) if making else None
@@ -82,6 +83,7 @@ def _attachment(connection: Connection, key: FileKey) -> Attachment | None:
         chunking=attached.chunking,
         live_version=attached.live_version,
         wanted_version=attached.latest_version if making else None,
+        place=place,
         untouched=making and file_versions.is_untouched(connection, attached),
         twin=None if twin is None else Twin(twin.file_id, twin.version, twin.usage_bytes),
     )
@@ -90,47 +92,55 @@ def _attachment(connection: Connection, key: FileKey) -> Attachment | None:
 class SealedChunkIndex:
     """Chunks in the vector database, their texts sealed.
 
-    The collection is set up before its first use, and again after a failure, so that this service can start while the
+    A collection is set up before its first use, and again after a failure, so that this service can start while the
     vector database is away.
     """
 
-    def __init__(self, collection: ChunkCollection, sealer: Sealer) -> None:
-        self._collection = collection
+    def __init__(self, collections: Collections, sealer: Sealer) -> None:
+        self._collections = collections
         self._sealer = sealer
-        self._ready = False
+        self._ready: set[Place] = set()
 
-    async def check(self) -> None:
-        """Set up the collection where it is missing.
+    async def check(self, place: Place) -> None:
+        """Set up the collection of a place where it is missing.
 
         Raises:
             RetryableError: the vector database is away.
         """
-        await self._collection.ensure()
-        self._ready = True
+        await self._collections.at(place).ensure()
+        self._ready.add(place)
 
     @asynccontextmanager
-    async def _prepared(self) -> AsyncIterator[ChunkCollection]:
-        if not self._ready:
-            await self.check()
+    async def _prepared(self, place: Place) -> AsyncIterator[ChunkCollection]:
+        if place not in self._ready:
+            await self.check(place)
         try:
-            yield self._collection
+            yield self._collections.at(place)
         except RetryableError:
-            self._ready = False
+            self._ready.discard(place)
             raise
 
+    async def _everywhere(
+        self, change: Callable[[ChunkCollection], Awaitable[None]], *, keep: Place | None = None
+    ) -> None:
+        for place, collection in self._collections.all().items():
+            if place != keep:
+                with suppress(CollectionMissingError):  # then there is nothing to change
+                    await change(collection)
+
     async def store(
-        self, target: Target, filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
+        self, place: Place, target: Target, filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
     ) -> None:
         stored = (target, filename, attributes, chunks)
         # Stemming many chunks takes long enough for others to notice; a few are done before a thread would have begun.
         few = len(chunks) <= _FEW_CHUNKS
         points = self._points(*stored) if few else await asyncio.to_thread(self._points, *stored)
-        async with self._prepared() as collection:
+        async with self._prepared(place) as collection:
             await collection.upsert(points)
 
-    async def copy(self, source: Target, target: Target, attributes: Attributes) -> int:
+    async def copy(self, place: Place, source: Target, target: Target, attributes: Attributes) -> int:
         copied = 0
-        async with self._prepared() as collection:
+        async with self._prepared(place) as collection:
             pages = collection.pages_with_vectors(
                 source.tenant_id, source.vector_store_id, source.file_id, source.version
             )
@@ -152,18 +162,26 @@ class SealedChunkIndex:
             payload=ChunkPayload(self._sealer.seal(content, *_context(target, position)), dict(attributes)),
         )
 
+    async def count(self, place: Place, tenant_id: str, vector_store_id: str, target: Target | None = None) -> int:
+        file_id, version = (None, None) if target is None else (target.file_id, target.version)
+        async with self._prepared(place) as collection:
+            return await collection.count(tenant_id, vector_store_id=vector_store_id, file_id=file_id, version=version)
+
     async def set_attributes(self, target: Target, attributes: Attributes) -> None:
-        async with self._prepared() as collection:
-            await collection.set_attributes(target.tenant_id, target.vector_store_id, target.file_id, dict(attributes))
+        of_file = (target.tenant_id, target.vector_store_id, target.file_id, dict(attributes))
+        await self._everywhere(lambda collection: collection.set_attributes(*of_file))
 
     async def delete_file(
         self, tenant_id: str, vector_store_id: str, file_id: str, *, keep_version: int | None = None
     ) -> None:
-        async with self._prepared() as collection:
-            await collection.delete_file(tenant_id, vector_store_id, file_id, keep_version=keep_version)
+        await self._everywhere(
+            lambda collection: collection.delete_file(tenant_id, vector_store_id, file_id, keep_version=keep_version)
+        )
 
-    async def delete_older(self, target: Target, *, from_position: int, keep_version: int | None = None) -> None:
-        async with self._prepared() as collection:
+    async def delete_older(
+        self, target: Target, *, from_position: int, keep_version: int | None = None, place: Place | None = None
+    ) -> None:
+        async def delete(collection: ChunkCollection) -> None:
             await collection.delete_older(
                 target.tenant_id,
                 target.vector_store_id,
@@ -173,17 +191,22 @@ class SealedChunkIndex:
                 keep_version=keep_version,
             )
 
-    async def delete_newer(self, target: Target) -> None:
-        async with self._prepared() as collection:
-            await collection.delete_newer(target.tenant_id, target.vector_store_id, target.file_id, target.version)
+        if place is None:
+            await self._everywhere(delete)
+            return
+        async with self._prepared(place) as collection:
+            await delete(collection)
 
-    async def delete_store(self, tenant_id: str, vector_store_id: str) -> None:
-        async with self._prepared() as collection:
-            await collection.delete_store(tenant_id, vector_store_id)
+    async def delete_newer(self, target: Target) -> None:
+        of_file = (target.tenant_id, target.vector_store_id, target.file_id, target.version)
+        await self._everywhere(lambda collection: collection.delete_newer(*of_file))
+
+    async def delete_store(self, tenant_id: str, vector_store_id: str, *, keep: Place | None = None) -> None:
+        await self._everywhere(lambda collection: collection.delete_store(tenant_id, vector_store_id), keep=keep)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._collection.aclose()
+        await self._collections.aclose()
 
     def _points(
         self, target: Target, filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
@@ -218,27 +241,3 @@ class SealedChunkIndex:
 def _context(target: Target, position: str) -> tuple[str, ...]:
     """What a chunk's sealed text is bound to."""
     return target.tenant_id, target.vector_store_id, target.file_id, str(target.version), position
-
-
-def connect_index(settings: IngestSettings, keyring: Keyring) -> SealedChunkIndex:
-    """The chunk index that the settings name; nothing is sent yet."""
-    api_key = settings.qdrant_api_key
-    collection = ChunkCollection.connect(
-        settings.qdrant_url,
-        model=settings.embedding_model,
-        dimension=settings.embedding_dimensions,
-        api_key=api_key.get_secret_value() if api_key else None,
-    )
-    return SealedChunkIndex(collection, keyring.sealer(keys.CHUNKS_PURPOSE))
-
-
-def connect_embeddings(settings: IngestSettings, cache: Cache) -> CachedEmbedder:
-    """The embedding model that the settings name, behind the cache; nothing is sent yet."""
-    embedder = Embedder(
-        settings.embedding_base_url,
-        settings.embedding_api_key.get_secret_value(),
-        model=settings.embedding_model,
-        dimension=settings.embedding_dimensions,
-        concurrency=settings.embedding_concurrency,
-    )
-    return CachedEmbedder(embedder, cache, settings.embedding_cache_seconds)

@@ -5,15 +5,28 @@ Consumes the queue `ingest`. Run by `python -m services.ingest.main`.
 
 from libs.common import keys
 from libs.common.blobs import BlobStore
+from libs.common.cache.embeddings import CachedEmbedders
 from libs.common.cache.store import Cache
 from libs.common.configuration import configured
 from libs.common.contracts.base import Queue
-from libs.common.contracts.ingest import INGEST_FILE, PURGE_BLOB, PURGE_FILE, PURGE_STORE
+from libs.common.contracts.ingest import (
+    INGEST_FILE,
+    PURGE_BLOB,
+    PURGE_FILE,
+    PURGE_STORE,
+    PURGE_STRAYS,
+    REINDEX_STORE,
+    Place,
+)
+from libs.common.rag.collections import Collections
+from libs.common.rag.embedder import embedders_of
 from libs.common.records.database import Database
 from libs.common.tasks.worker import Worker
-from services.ingest.adapters import AttachedFiles, connect_embeddings, connect_index
+from services.ingest.adapters import AttachedFiles, SealedChunkIndex
 from services.ingest.parsing import Parser
 from services.ingest.pipeline import Pipeline
+from services.ingest.reindex_records import StoreRecords
+from services.ingest.reindexing import Reindexing
 from services.ingest.settings import IngestSettings
 
 
@@ -30,16 +43,20 @@ def build(settings: IngestSettings) -> Worker:
 
     worker = Worker(settings, [Queue.INGEST], database=database, shutdown=close)
     cache = Cache(settings, worker.keyring)
-    embeddings = connect_embeddings(settings, cache)
-    index = connect_index(settings, worker.keyring)
+    models = embedders_of(settings, concurrency=settings.embedding_concurrency)
+    embeddings = CachedEmbedders(models, cache, settings.embedding_cache_seconds)
+    index = SealedChunkIndex(Collections.connect(settings), worker.keyring.sealer(keys.CHUNKS_PURPOSE))
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     pipeline = Pipeline(AttachedFiles(database, worker.messages), blobs, parser, embeddings, index)
+    reindexing = Reindexing(StoreRecords(database), pipeline)
     worker.performs(INGEST_FILE, pipeline.ingest)
     worker.performs(PURGE_FILE, pipeline.purge_file)
     worker.performs(PURGE_STORE, pipeline.purge_store)
+    worker.performs(REINDEX_STORE, reindexing.reindex)
+    worker.performs(PURGE_STRAYS, reindexing.purge_strays)
     worker.performs(PURGE_BLOB, pipeline.purge_blob)
     # Not required: jobs wait in the ledger for the vector database, wherever they are taken up.
-    worker.readiness.add("qdrant", index.check, required=False)
+    worker.readiness.add("qdrant", lambda: index.check(Place(settings.embedding_model)), required=False)
     return worker
 
 

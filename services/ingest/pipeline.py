@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from libs.common import metrics
-from libs.common.contracts.ingest import IngestFile, PurgeBlob, PurgeFile, PurgeStore
+from libs.common.contracts.ingest import IngestFile, Place, PurgeBlob, PurgeFile, PurgeStore
 from libs.common.errors import ErrorCode, PermanentError
 from libs.common.records.file_versions import AttributesChangedError
 from services.ingest.chunking import AUTO, ChunkingStrategy, chunk
@@ -25,6 +25,7 @@ from services.ingest.ports import (
     Embedder,
     Job,
     Parser,
+    Progress,
     Records,
     Target,
 )
@@ -39,9 +40,19 @@ _ERROR_CODES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class Made:
+    """A version of a file whose chunks are stored: how many, and the bytes they take."""
+
     chunks: int
     usage_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """The chunks of a file, and the title under which they are embedded."""
+
+    title: str
+    chunks: list[Chunk]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,30 +116,45 @@ class Pipeline:
         finally:
             # Also where another worker has the job by now: it may have ended before our last chunks were stored.
             if not live:
-                await self._give_way(target)
+                await self._give_way(target, attachment.place)
         if live and made is not None and target.version > 1:
-            await self.index.delete_older(target, from_position=made.chunks, keep_version=target.version)
+            await self.index.delete_older(
+                target, from_position=made.chunks, keep_version=target.version, place=attachment.place
+            )
 
-    async def _copied(self, job: Job, target: Target, attachment: Attachment) -> _Made | None:
+    async def _copied(self, job: Job, target: Target, attachment: Attachment) -> Made | None:
         """Take over the chunks of a file with the same content; None where there is none."""
-        twin = attachment.twin
+        twin, place = attachment.twin, attachment.place
         if twin is None:
             return None
         source = replace(target, file_id=twin.file_id, version=twin.version)
         count = 0
         with metrics.stage("store"), suppress(PermanentError):  # a damaged chunk of the other's is made anew here
-            count = await self.index.copy(source, target, attachment.attributes)
-        # Records go before chunks: if it still answers, none of its chunks was missing.
+            count = await self.index.copy(place, source, target, attachment.attributes)
+        # Records go before chunks: if it still answers from there, none of its chunks was missing.
         now = await self._attachment(source)
-        if count == 0 or now is None or now.live_version != twin.version:
-            await self.index.delete_older(target, from_position=0, keep_version=attachment.live_version or None)
+        if count == 0 or now is None or (now.live_version, now.place) != (twin.version, place):
+            await self._clear(target, attachment, 0)
             return None
-        await self._clear(target, attachment, count)
+        if not attachment.untouched:
+            await self._clear(target, attachment, count)
         await job.progress(count, count)
-        return _Made(count, twin.usage_bytes)
+        return Made(count, twin.usage_bytes)
 
-    async def _made(self, job: Job, target: Target, attachment: Attachment) -> _Made | None:
-        """Read, cut, embed and store a file; None if it was deleted meanwhile."""
+    async def _made(self, job: Job, target: Target, attachment: Attachment) -> Made | None:
+        chunked = await self.chunked(target, attachment)
+        if chunked is None:
+            return None
+        if not attachment.untouched:
+            await self._clear(target, attachment, len(chunked.chunks))
+        return await self.stored(job, attachment.place, target, attachment, chunked)
+
+    async def chunked(self, target: Target, attachment: Attachment) -> Chunked | None:
+        """The chunks of a file; None if it was deleted meanwhile.
+
+        Raises:
+            PermanentError: as `ingest`.
+        """
         try:
             document = await self._document(target, attachment)
         except PermanentError:
@@ -142,14 +168,12 @@ class Pipeline:
             chunks = chunk(document, strategy) if short else await asyncio.to_thread(chunk, document, strategy)
         if not chunks:
             raise PermanentError(ErrorCode.INVALID_FILE, "The file holds no text that could be searched.")
-        await self._clear(target, attachment, len(chunks))
-        return _Made(len(chunks), await self._store(job, target, attachment, document, chunks))
+        return Chunked(document.title or PurePosixPath(attachment.filename).stem, chunks)
 
     async def _clear(self, target: Target, attachment: Attachment, count: int) -> None:
         """Remove what an earlier attempt or attachment left, which would otherwise answer as part of this version."""
-        if not attachment.untouched:
-            keep_version = attachment.live_version or None
-            await self.index.delete_older(target, from_position=count, keep_version=keep_version)
+        keep_version = attachment.live_version or None
+        await self.index.delete_older(target, from_position=count, keep_version=keep_version, place=attachment.place)
 
     async def _document(self, target: Target, attachment: Attachment) -> Document:
         with tempfile.TemporaryDirectory(prefix="docent-ingest-") as folder:
@@ -162,37 +186,41 @@ class Pipeline:
             except LoadError as error:
                 raise PermanentError(_ERROR_CODES[error.code], error.message) from error
 
-    async def _store(
-        self, job: Job, target: Target, attachment: Attachment, document: Document, chunks: list[Chunk]
-    ) -> int:
-        """Embed and store every chunk; the bytes they take."""
-        title = document.title or PurePosixPath(attachment.filename).stem
+    async def stored(
+        self, job: Progress, place: Place, target: Target, attachment: Attachment, chunked: Chunked
+    ) -> Made:
+        """Embed and store every chunk."""
+        chunks = chunked.chunks
         usage_bytes = 0
         await job.progress(0, len(chunks))
         for start in range(0, len(chunks), BATCH_CHUNKS):
             batch = chunks[start : start + BATCH_CHUNKS]
-            texts = [piece.embedding_text(title) for piece in batch]
+            texts = [piece.embedding_text(chunked.title) for piece in batch]
             with metrics.stage("embed"):
-                vectors = await self.embedder.embed(job.tenant_id, texts)
+                vectors = await self.embedder.embed(target.tenant_id, place.embedding_model, texts)
             embedded = [EmbeddedChunk(*each) for each in zip(batch, texts, vectors, strict=True)]
             with metrics.stage("store"):
-                await self.index.store(target, attachment.filename, attachment.attributes, embedded)
+                await self.index.store(place, target, attachment.filename, attachment.attributes, embedded)
             usage_bytes += sum(map(_size_bytes, embedded))
             await job.progress(start + len(batch), len(chunks))
-        return usage_bytes
+        return Made(len(chunks), usage_bytes)
 
     async def _go_live(self, job: Job, target: Target, attachment: Attachment, usage_bytes: int) -> bool:
         """End the job; the stored chunks first get the attributes of by now, should they have changed meanwhile."""
         try:
-            return await self.records.go_live(job, target, usage_bytes, attachment.attributes)
+            return await self.records.go_live(job, target, usage_bytes, attachment)
         except AttributesChangedError:
             now = await self._attachment(target) or attachment
             await self.index.set_attributes(target, now.attributes)
-            return await self.records.go_live(job, target, usage_bytes, now.attributes)
+            stored = replace(attachment, attributes=now.attributes)
+            return await self.records.go_live(job, target, usage_bytes, stored)
 
-    async def _give_way(self, target: Target) -> None:
+    async def _give_way(self, target: Target, place: Place) -> None:
         """Leave nothing of an attempt that did not make its version live, whoever did what meanwhile."""
         attachment = await self._attachment(target)
+        if attachment is not None and attachment.place != place:
+            # The store was built anew elsewhere, without what was stored too late.
+            await self.index.delete_older(target, from_position=0, place=place)
         if attachment is not None and attachment.live_version == target.version:
             await self.index.set_attributes(target, attachment.attributes)
         await self._discard(target, attachment)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from libs.common.contracts.ingest import Place
 from services.ingest.document import Chunk, Document
 
 Attributes = Mapping[str, str | float | bool]
@@ -28,6 +29,7 @@ class Attachment:
         live_version: the version that answers; 0 for none.
         wanted_version: the version that is being made, or None if nothing is.
         untouched: whether no chunk of the file can be stored yet, in any version.
+        place: where the vector store's chunks are.
         twin: a live file of the same content, while a version is being made.
     """
 
@@ -37,6 +39,7 @@ class Attachment:
     chunking: Mapping[str, Any]
     live_version: int
     wanted_version: int | None
+    place: Place
     untouched: bool = False
     twin: Twin | None = None
 
@@ -60,13 +63,22 @@ class Target:
     version: int
 
 
-class Job(Protocol):
+class Progress(Protocol):
+    """Tells how far a job is; fails once another worker has it."""
+
+    async def progress(self, done: int, total: int) -> None: ...
+
+
+class Job(Progress, Protocol):
     """One attempt at a job; every method fails once another worker has it."""
+
+    @property
+    def id(self) -> str: ...
 
     @property
     def tenant_id(self) -> str: ...
 
-    async def progress(self, done: int, total: int) -> None: ...
+    async def write(self, step: Callable[[Any], None]) -> None: ...
 
     # What a transaction is, only the records know.
     async def finish(self, last_step: Callable[[Any], None] | None = None) -> None: ...
@@ -79,16 +91,62 @@ class Records(Protocol):
         """The file's record; None once it is detached or deleted."""
         ...
 
-    async def go_live(self, job: Job, target: Target, usage_bytes: int, attributes: Attributes) -> bool:
+    async def go_live(self, job: Job, target: Target, usage_bytes: int, stored: Attachment) -> bool:
         """End the job and let the version answer instead of what it replaces; False if nobody wants it any more.
 
         Raises:
-            AttributesChangedError: the record's attributes are others than these.
+            AttributesChangedError: the record's attributes are others than those that were stored.
+            PlaceChangedError: the vector store's chunks are elsewhere than where these were stored.
         """
         ...
 
     async def confirm_attributes(self, job: Job, target: Target, attributes: Attributes) -> None:
         """End the job: the live chunks now have these attributes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A vector store, and which job builds it anew."""
+
+    place: Place
+    reindex_job_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reindexed:
+    """Files that answer, how many of them are built anew, and the chunks of these."""
+
+    total: int
+    done: int
+    chunks: int
+
+
+class ReindexRecords(Protocol):
+    """The records of a vector store that is built anew."""
+
+    async def store(self, tenant_id: str, vector_store_id: str) -> Store | None: ...
+
+    async def progress(self, tenant_id: str, vector_store_id: str) -> Reindexed: ...
+
+    async def unbuilt(self, tenant_id: str, vector_store_id: str) -> list[str]:
+        """Some of the files that answer and are not built anew as they answer now; none when all are."""
+        ...
+
+    async def mark(self, job: Job, target: Target, built: Attachment, chunks: int, usage_bytes: int) -> bool:
+        """Note that a file is built anew; False if it answers otherwise by now."""
+        ...
+
+    async def forget(self, job: Job, vector_store_id: str) -> None:
+        """Nothing counts as built anew any more."""
+        ...
+
+    async def switch(self, job: Job, vector_store_id: str, goal: Place) -> bool:
+        """Let what was built anew answer; False if a file is missing there."""
+        ...
+
+    async def finish(self, job: Job, vector_store_id: str) -> None:
+        """End the job."""
         ...
 
 
@@ -110,26 +168,30 @@ class Parser(Protocol):
 
 
 class Embedder(Protocol):
-    """One vector for each text, in order."""
+    """One vector for each text by a model, in order."""
 
-    async def embed(self, tenant_id: str, texts: Sequence[str]) -> list[list[float]]: ...
+    async def embed(self, tenant_id: str, model: str, texts: Sequence[str]) -> list[list[float]]: ...
 
 
 class ChunkIndex(Protocol):
-    """Where chunks are found again."""
+    """Where chunks are found again. Without a place a method means every place there is."""
 
     async def store(
-        self, target: Target, filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
+        self, place: Place, target: Target, filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
     ) -> None:
         """Store chunks; again is harmless."""
         ...
 
-    async def copy(self, source: Target, target: Target, attributes: Attributes) -> int:
+    async def copy(self, place: Place, source: Target, target: Target, attributes: Attributes) -> int:
         """Store another file's chunks as the target's.
 
         Returns:
             How many there are.
         """
+        ...
+
+    async def count(self, place: Place, tenant_id: str, vector_store_id: str, target: Target | None = None) -> int:
+        """The chunks of a vector store, or of one version of a file in it."""
         ...
 
     async def set_attributes(self, target: Target, attributes: Attributes) -> None:
@@ -142,7 +204,9 @@ class ChunkIndex(Protocol):
         """Delete the file's chunks, of every version but one or of all."""
         ...
 
-    async def delete_older(self, target: Target, *, from_position: int, keep_version: int | None = None) -> None:
+    async def delete_older(
+        self, target: Target, *, from_position: int, keep_version: int | None = None, place: Place | None = None
+    ) -> None:
         """Delete the file's chunks of older versions, and of the target's own those at `from_position` and behind.
 
         `keep_version` stays, and so do newer versions: a late writer must not harm what others have made since.
@@ -153,4 +217,6 @@ class ChunkIndex(Protocol):
         """Delete the file's chunks of versions newer than the target's."""
         ...
 
-    async def delete_store(self, tenant_id: str, vector_store_id: str) -> None: ...
+    async def delete_store(self, tenant_id: str, vector_store_id: str, *, keep: Place | None = None) -> None:
+        """Delete a vector store's chunks everywhere but at one place."""
+        ...

@@ -24,6 +24,7 @@ from tests.e2e.conftest import MODEL
 BODIES: dict[str, Any] = {
     "/v1/vector_stores/{store_id}": {"name": "mine"},
     "/v1/vector_stores/{store_id}/search": {"query": "secret"},
+    "/v1/vector_stores/{store_id}/reindex": {},
     "/v1/vector_stores/{store_id}/files": {"file_id": "{file_id}"},
     "/v1/vector_stores/{store_id}/files/{file_id}": {"attributes": {"a": "b"}},
     "/v1/vector_stores/{store_id}/file_batches": {"file_ids": ["{file_id}"]},

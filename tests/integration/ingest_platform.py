@@ -37,7 +37,9 @@ def database_of(stack: Stack) -> Iterator[Database]:
 
     def create(connection: Connection) -> None:
         connection.execute(insert(tenants).values(id=TENANT, name="a", created_at=epoch_now()))
-        vector_stores.create(connection, TENANT, store_id=STORE, name="", metadata={})
+        vector_stores.create(
+            connection, TENANT, store_id=STORE, name="", metadata={}, embedding_model=IngestSettings().embedding_model
+        )
 
     with closing(Database(stack.environment("ingest")["DATABASE_URL"])) as opened:
         opened.write_now(create)

@@ -52,7 +52,9 @@ class Setting:
         def create(connection: Connection) -> None:
             for tenant in ("a", "b"):
                 connection.execute(insert(tenants).values(id=tenant, name=tenant, created_at=epoch_now()))
-                vector_stores.create(connection, tenant, store_id=f"vs_{tenant}", name="", metadata={})
+                vector_stores.create(
+                    connection, tenant, store_id=f"vs_{tenant}", name="", metadata={}, embedding_model="m"
+                )
 
         database.write_now(create)
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection, delete, insert, update
 
+from libs.common.contracts.ingest import Place
 from libs.common.errors import ErrorCode, PermanentError, RetryableError
 from libs.common.records import file_batches, file_versions, files, vector_store_files, vector_stores
 from libs.common.records.database import Database, epoch_now
@@ -57,7 +58,9 @@ def _file(connection: Connection, name: str, tenant: str = "a", **more: Any) -> 
 
 def _store(connection: Connection, name: str = "one", tenant: str = "a", days: int | None = None) -> str:
     store_id = f"vs_{name}"
-    vector_stores.create(connection, tenant, store_id=store_id, name=name, metadata={}, expires_after_days=days)
+    vector_stores.create(
+        connection, tenant, store_id=store_id, name=name, metadata={}, embedding_model="m", expires_after_days=days
+    )
     return store_id
 
 
@@ -71,7 +74,7 @@ def _key(file: str = "file-x", store: str = "vs_one", tenant: str = "a") -> File
 
 
 def _go_live(connection: Connection, version: int = 1, **more: Any) -> bool:
-    options: dict[str, Any] = {"usage_bytes": 10, "attributes": {}}
+    options: dict[str, Any] = {"usage_bytes": 10, "attributes": {}, "place": Place("m")}
     return file_versions.go_live(connection, _key(), version=version, **(options | more))
 
 

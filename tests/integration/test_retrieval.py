@@ -17,15 +17,17 @@ import pytest
 from sqlalchemy import Connection, insert, update
 
 from libs.common import keys, metrics
-from libs.common.cache.embeddings import CachedEmbedder
+from libs.common.cache.embeddings import CachedEmbedders
 from libs.common.cache.store import Cache
 from libs.common.contracts.chat import Retrieval
+from libs.common.contracts.ingest import Place
 from libs.common.errors import ErrorCode, PermanentError
 from libs.common.keyring import Keyring
 from libs.common.rag.chunks import Attributes, ChunkPayload, StoredChunk
+from libs.common.rag.collections import Collections
 from libs.common.rag.embedder import Embedder, EmbedResult
 from libs.common.rag.sparse import encode_document
-from libs.common.rag.vectors import ChunkCollection
+from libs.common.rag.vectors import qdrant_client_of
 from libs.common.records import file_versions, files, vector_store_files, vector_stores
 from libs.common.records.database import Database, epoch_now
 from libs.common.records.files import NewFile
@@ -84,13 +86,15 @@ class _Embedder(Embedder):
 class Library:
     """Stores and files of two tenants, `a` and `b`, and the retriever over them."""
 
-    def __init__(self, database: Database, collection: ChunkCollection, keyring: Keyring) -> None:
+    def __init__(self, database: Database, collections: Collections, model: str, keyring: Keyring) -> None:
         self.database = database
-        self.collection = collection
+        self.model = model
+        self.collection = collections.at(Place(model))
         self.embedder = _Embedder()
         # No cache answers there: every text is embedded.
-        cached = CachedEmbedder(self.embedder, Cache(CacheSettings(cache_url="redis://127.0.0.1:9/0"), keyring), 60.0)
-        self.retriever = HybridRetriever(database, collection, cached, keyring)
+        cache = Cache(CacheSettings(cache_url="redis://127.0.0.1:9/0"), keyring)
+        embedders = CachedEmbedders({model: self.embedder}, cache, 60.0)
+        self.retriever = HybridRetriever(database, collections, embedders, keyring)
         self.sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
 
     def open(self) -> None:
@@ -98,7 +102,14 @@ class Library:
             for tenant in ("a", "b"):
                 connection.execute(insert(tenants).values(id=tenant, name=tenant, created_at=epoch_now()))
                 for store in ("one", "two"):
-                    vector_stores.create(connection, tenant, store_id=f"vs_{tenant}_{store}", name="", metadata={})
+                    vector_stores.create(
+                        connection,
+                        tenant,
+                        store_id=f"vs_{tenant}_{store}",
+                        name="",
+                        metadata={},
+                        embedding_model=self.model,
+                    )
 
         self.database.write_now(write)
 
@@ -137,7 +148,9 @@ class Library:
             while vector_store_files.get(connection, key).latest_version < version:
                 _reattach(connection, key)
             attributes = vector_store_files.get(connection, key).attributes
-            assert file_versions.go_live(connection, key, version=version, usage_bytes=1, attributes=attributes)
+            assert file_versions.go_live(
+                connection, key, version=version, usage_bytes=1, attributes=attributes, place=Place(self.model)
+            )
 
         self.database.write_now(write)
 
@@ -168,12 +181,13 @@ def _texts(passages: Sequence[Passage]) -> list[str]:
 
 @pytest.fixture
 async def library(server: str, database: Database, keyring: Keyring) -> AsyncIterator[Library]:
-    collection = ChunkCollection.connect(server, model=f"Model/{uuid4().hex}", dimension=3)
-    await collection.ensure()
-    opened = Library(database, collection, keyring)
+    model = f"Model/{uuid4().hex}"
+    collections = Collections(qdrant_client_of(server), {model: 3})
+    opened = Library(database, collections, model, keyring)
+    await opened.collection.ensure()
     opened.open()
     yield opened
-    await collection.aclose()
+    await collections.aclose()
 
 
 async def test_a_passage_is_what_was_stored(library: Library) -> None:

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from libs.common.settings import CommonSettings, WorkerSettings
+from libs.common.settings import CommonSettings, RetrievalSettings, WorkerSettings
 
 
 def test_fields_are_the_environment_s_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +27,14 @@ def test_a_lease_outlives_missed_heartbeats(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(name, raising=False)
     settings = CommonSettings()
     assert settings.lease_seconds >= 3 * settings.heartbeat_seconds
+
+
+def test_further_embedding_models_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDDING_MODELS", "")
+    assert RetrievalSettings().dimensions_by_model() == {"all-minilm-l6-v2": 384}
+    monkeypatch.setenv("EMBEDDING_MODELS", '{"large": {"dimensions": 1024, "base_url": "http://models/v1"}}')
+    assert RetrievalSettings().dimensions_by_model() == {"large": 1024, "all-minilm-l6-v2": 384}
+    for wrong in ("{", '{"a": {}}', '{"a": {"dimensions": 0}}', '{"a": {"dimensions": 3, "base_url": "ftp://x"}}'):
+        monkeypatch.setenv("EMBEDDING_MODELS", wrong)
+        with pytest.raises(ValidationError):
+            RetrievalSettings()

@@ -218,7 +218,9 @@ def _write_upload(connection: Connection, blob_id: str) -> None:
 
 def _write_stores(connection: Connection) -> None:
     for store_id in _STORES:
-        vector_stores.create(connection, TENANT, store_id=store_id, name="", metadata={})
+        vector_stores.create(
+            connection, TENANT, store_id=store_id, name="", metadata={}, embedding_model=EMBEDDING_MODEL
+        )
     file_batches.create(connection, TENANT, "vs_abc123", "vsfb_abc123")
     file_batches.create(connection, TENANT, "vector_store_id", "batch_id")
     completed = {"status": "completed", "live_version": 1, "file_batch_id": None}

@@ -1,10 +1,11 @@
 """Embeddings that are asked for again: each text once per tenant and model."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from libs.common import keys
 from libs.common.cache.store import Cache
+from libs.common.rag.collections import missing_model
 from libs.common.rag.embedder import BATCH_TEXTS, Embedder, Vector
 from libs.common.rag.joining import Joined
 
@@ -47,3 +48,30 @@ class CachedEmbedder:
     async def aclose(self) -> None:
         """Close the embedder's connections; the cache is its maker's to close."""
         await self._embedder.aclose()
+
+
+class CachedEmbedders:
+    """The embedding models of a deployment, by name."""
+
+    def __init__(self, embedders: Mapping[str, Embedder], cache: Cache, keep_seconds: float) -> None:
+        self._by_model = {name: CachedEmbedder(embedder, cache, keep_seconds) for name, embedder in embedders.items()}
+
+    def of(self, model: str) -> CachedEmbedder:
+        """One model.
+
+        Raises:
+            RetryableError: RETRIEVAL_UNAVAILABLE, for one that is no longer in the settings.
+        """
+        try:
+            return self._by_model[model]
+        except KeyError:
+            raise missing_model(model) from None
+
+    async def embed(self, tenant_id: str, model: str, texts: Sequence[str]) -> list[Vector]:
+        """The vectors of `texts` by one model; see `CachedEmbedder.embed`."""
+        return await self.of(model).embed(tenant_id, texts)
+
+    async def aclose(self) -> None:
+        """Close the embedders' connections."""
+        for embedder in self._by_model.values():
+            await embedder.aclose()

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
 from libs.common.rag.model_http import model_http_client
+from libs.common.settings import RetrievalSettings
 from libs.common.upstreams import Upstream
 
 # A list, because that is the only form the Qdrant client takes without converting it.
@@ -193,3 +194,15 @@ def _is_timeout(error: APITimeoutError) -> bool:
 
 def _bad_response(message: str) -> PermanentError:
     return PermanentError(ErrorCode.LLM_BAD_RESPONSE, message)
+
+
+def embedders_of(settings: RetrievalSettings, *, concurrency: int) -> dict[str, Embedder]:
+    """A client for each embedding model of the settings; nothing is sent yet."""
+    key = settings.embedding_api_key.get_secret_value()
+    urls = {name: model.base_url for name, model in settings.embedding_models.items()}
+    return {
+        name: Embedder(
+            urls.get(name) or settings.embedding_base_url, key, model=name, dimension=length, concurrency=concurrency
+        )
+        for name, length in settings.dimensions_by_model().items()
+    }

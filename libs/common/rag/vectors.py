@@ -45,6 +45,17 @@ _PAYLOAD_INDEXES: Final[dict[str, models.KeywordIndexParams | models.PayloadSche
 }
 
 
+def qdrant_client_of(url: str, api_key: str | None = None, timeout_seconds: int = 10) -> AsyncQdrantClient:
+    """A client for `url`; nothing is sent yet."""
+    # Connections are kept, also to this machine, where the client would open a new one for every request, but not
+    # for so long that the server may just be closing one (Qdrant does after 5 s).
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0)
+    # The compatibility check is a blocking request on construction.
+    return AsyncQdrantClient(
+        url=url, api_key=api_key, timeout=timeout_seconds, limits=limits, check_compatibility=False
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class QueryScope:
     """Whose chunks a query may see: one tenant's, in these of its vector stores."""
@@ -70,11 +81,12 @@ class ChunkCollection:
         client: a REST client; `connect` makes one.
         model: the embedding model's name.
         dimension: length of its vectors.
+        generation: 1, or 2 for the second collection of the same model, to which stores are rebuilt and back.
     """
 
-    def __init__(self, client: AsyncQdrantClient, *, model: str, dimension: int) -> None:
+    def __init__(self, client: AsyncQdrantClient, *, model: str, dimension: int, generation: int = 1) -> None:
         slug = re.sub(r"[^a-z0-9]+", "-", model.casefold()).strip("-")
-        self.alias = f"chunks__{slug}__{dimension}"
+        self.alias = f"chunks__{slug}__{dimension}" + ("" if generation == 1 else f"__{generation}")
         self._client = client
         self._dimension = dimension
         self._upserts = Joined(self._upsert, most=_UPSERT_CHUNKS, at_once=_UPSERTS)
@@ -87,14 +99,7 @@ class ChunkCollection:
         cls, url: str, *, model: str, dimension: int, api_key: str | None = None, timeout_seconds: int = 10
     ) -> Self:
         """A collection at `url`; nothing is sent yet."""
-        # Connections are kept, also to this machine, where the client would open a new one for every request, but not
-        # for so long that the server may just be closing one (Qdrant does after 5 s).
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0)
-        # The compatibility check is a blocking request on construction.
-        client = AsyncQdrantClient(
-            url=url, api_key=api_key, timeout=timeout_seconds, limits=limits, check_compatibility=False
-        )
-        return cls(client, model=model, dimension=dimension)
+        return cls(qdrant_client_of(url, api_key, timeout_seconds), model=model, dimension=dimension)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -180,10 +185,17 @@ class ChunkCollection:
             records, offset = await self._page(where, offset, with_vectors=True)
             yield records
 
-    async def count(self, tenant_id: str, *, vector_store_id: str | None = None, file_id: str | None = None) -> int:
-        """How many chunks a tenant has, in all or in one vector store or of one file."""
+    async def count(
+        self,
+        tenant_id: str,
+        *,
+        vector_store_id: str | None = None,
+        file_id: str | None = None,
+        version: int | None = None,
+    ) -> int:
+        """How many chunks a tenant has, in all or in one vector store or of one file or version."""
         stores = None if vector_store_id is None else (vector_store_id,)
-        where = _within(tenant_id, vector_store_ids=stores, file_id=file_id)
+        where = _within(tenant_id, vector_store_ids=stores, file_id=file_id, version=version)
         with self._calling():
             return (await self._client.count(self.alias, where, exact=True)).count
 

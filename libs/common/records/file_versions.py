@@ -6,6 +6,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, or_, select
 from sqlalchemy import update as update_rows
 
+from libs.common.contracts.ingest import Place
 from libs.common.errors import ErrorCode, RetryableError
 from libs.common.records import vector_stores
 from libs.common.records.tables import jobs, vector_store_files
@@ -41,19 +42,31 @@ class AttributesChangedError(RetryableError):
         super().__init__(ErrorCode.SERVER_ERROR, "The file's attributes changed meanwhile; they are set again.")
 
 
-def go_live(connection: Connection, key: FileKey, *, version: int, usage_bytes: int, attributes: Attributes) -> bool:
-    """Let `version`, whose chunks are stored with these attributes, answer from now on.
+class PlaceChangedError(RetryableError):
+    """The vector store's chunks are elsewhere by now than where these were stored."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.SERVER_ERROR, "The vector store was built anew meanwhile; the file follows.")
+
+
+def go_live(
+    connection: Connection, key: FileKey, *, version: int, usage_bytes: int, attributes: Attributes, place: Place
+) -> bool:
+    """Let `version`, whose chunks are stored at this place with these attributes, answer from now on.
 
     Returns:
         Whether it does; not if the file was detached, or the version cancelled or overtaken meanwhile.
 
     Raises:
         AttributesChangedError: since the chunks were stored.
+        PlaceChangedError: likewise.
     """
     vector_stores.bump_revision(connection, key.tenant_id, [key.vector_store_id])
     attached = find(connection, key)
     if attached is None or attached.latest_version != version or attached.status != IN_PROGRESS:
         return False
+    if vector_stores.place_of(connection, key.tenant_id, key.vector_store_id) != place:
+        raise PlaceChangedError
     _require_same(attached, attributes)
     values = {"new_version": version, "new_usage_bytes": usage_bytes}
     connection.execute(_GO_LIVE, {f"of_{name}": value for name, value in asdict(key).items()} | values)

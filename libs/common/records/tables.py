@@ -113,6 +113,9 @@ vector_stores = Table(
     Column("revision", Integer, nullable=False),  # grows with every change of what the store would answer
     Column("created_at", Float, nullable=False),
     Column("last_active_at", Float, nullable=False),
+    Column("embedding_model", String(128), nullable=False),  # with the generation: where its chunks are
+    Column("generation", Integer, nullable=False),
+    Column("reindex_job_id", String(64)),  # the job that builds it anew elsewhere; NULL: none does
     Index("ix_vector_stores_tenant_id_created_at", "tenant_id", "created_at", "id"),
 )
 
@@ -134,6 +137,10 @@ vector_store_files = Table(
     Column("job_id", String(64)),
     Column("file_batch_id", String(64), index=True),
     Column("replaced_by", String(64), index=True),  # the file that takes this one's place as soon as it is searchable
+    # What the reindex under way has built anew: the live version it found (0: nothing yet), its chunks and their bytes.
+    Column("reindexed_version", Integer, nullable=False),
+    Column("reindexed_chunks", Integer, nullable=False),
+    Column("reindexed_bytes", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
     PrimaryKeyConstraint("vector_store_id", "file_id"),
     Index("ix_vector_store_files_file_id", "file_id"),

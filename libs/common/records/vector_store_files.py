@@ -36,6 +36,7 @@ Status = Literal["in_progress", "completed", "failed", "cancelled"]
 
 IN_PROGRESS: Final = "in_progress"
 NO_ERROR: Final[dict[str, Any]] = {"error_code": None, "error_message": None}
+NOT_REINDEXED: Final = {"reindexed_version": 0, "reindexed_chunks": 0, "reindexed_bytes": 0}
 MAKING: Final[dict[str, Any]] = {"status": IN_PROGRESS, **NO_ERROR}
 
 
@@ -58,6 +59,9 @@ class AttachedFile:
     job_id: str | None
     file_batch_id: str | None
     replaced_by: str | None
+    reindexed_version: int
+    reindexed_chunks: int
+    reindexed_bytes: int
     created_at: float
 
 
@@ -220,7 +224,9 @@ def update_attributes(connection: Connection, key: FileKey, attributes: Attribut
         PermanentError: NOT_FOUND.
     """
     vector_stores.bump_revision(connection, key.tenant_id, [key.vector_store_id])
-    connection.execute(update_rows(vector_store_files).where(*is_file(key)).values(attributes=dict(attributes)))
+    connection.execute(
+        update_rows(vector_store_files).where(*is_file(key)).values(attributes=dict(attributes), **NOT_REINDEXED)
+    )
     return get(connection, key)
 
 
@@ -249,7 +255,14 @@ def _insert(connection: Connection, key: FileKey, filename: str, values: dict[st
 
 
 def _first_version() -> dict[str, Any]:
-    return {"usage_bytes": 0, "live_version": 0, "latest_version": 1, "created_at": epoch_now(), **MAKING}
+    return {
+        "usage_bytes": 0,
+        "live_version": 0,
+        "latest_version": 1,
+        "created_at": epoch_now(),
+        **MAKING,
+        **NOT_REINDEXED,
+    }
 
 
 def is_file(key: FileKey) -> tuple[ColumnElement[bool], ...]:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     update as update_rows,
 )
 
+from libs.common.contracts.ingest import Place
 from libs.common.errors import not_found
 from libs.common.records.database import epoch_now
 from libs.common.records.inserting import insert_if_absent
@@ -45,7 +46,15 @@ class VectorStore:
     revision: int
     created_at: float
     last_active_at: float
+    embedding_model: str
+    generation: int
+    reindex_job_id: str | None
     expired: bool
+
+    @property
+    def place(self) -> Place:
+        """Where its chunks are."""
+        return Place(self.embedding_model, self.generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,7 @@ def create(
     store_id: str,
     name: str,
     metadata: Mapping[str, str],
+    embedding_model: str,
     expires_after_days: int | None = None,
 ) -> bool:
     """Record a new, empty vector store; it expires so many days after it was last used.
@@ -94,6 +104,8 @@ def create(
         "revision": 1,
         "created_at": now,
         "last_active_at": now,
+        "embedding_model": embedding_model,
+        "generation": 1,
         **_expiry(expires_after_days, now),
     }
     return insert_if_absent(connection, vector_stores, row)
@@ -105,10 +117,27 @@ def get(connection: Connection, tenant_id: str, store_id: str) -> VectorStore:
     Raises:
         PermanentError: NOT_FOUND, for a missing one and a foreign one alike.
     """
-    row = connection.execute(_rows().where(*_is(tenant_id, store_id))).mappings().one_or_none()
-    if row is None:
+    store = find(connection, tenant_id, store_id)
+    if store is None:
         raise not_found("vector store", store_id)
-    return VectorStore(**row)
+    return store
+
+
+def find(connection: Connection, tenant_id: str, store_id: str) -> VectorStore | None:
+    """One vector store, expired ones included, if it is there."""
+    row = connection.execute(_rows().where(*_is(tenant_id, store_id))).mappings().one_or_none()
+    return None if row is None else VectorStore(**row)
+
+
+_PLACE: Final = select(vector_stores.c.embedding_model, vector_stores.c.generation).where(
+    vector_stores.c.tenant_id == bindparam("of_tenant_id"), vector_stores.c.id == bindparam("store_id")
+)
+
+
+def place_of(connection: Connection, tenant_id: str, store_id: str) -> Place | None:
+    """Where the chunks of a vector store are; None if there is no such store."""
+    row = connection.execute(_PLACE, {"of_tenant_id": tenant_id, "store_id": store_id}).one_or_none()
+    return None if row is None else Place(*row)
 
 
 def list_page(connection: Connection, tenant_id: str, query: PageQuery) -> Page[VectorStore]:

@@ -14,7 +14,7 @@ from libs.common.contracts.requests import Body, Metadata, RankingOptions, new_i
 from libs.common.records import vector_stores
 from libs.common.records.paging import Page, PageQuery, listing
 from libs.common.records.vector_stores import VectorStore
-from services.gateway import attachments
+from services.gateway import attachments, reindexing
 from services.gateway.attachments import Wanted
 from services.gateway.auth import Principal
 from services.gateway.bodies import body_schema, json_body
@@ -22,6 +22,7 @@ from services.gateway.chunking_bodies import AUTO, ChunkingBody, FileId, chunkin
 from services.gateway.dependencies import AdmittedDep, Gateway, GatewayDep
 from services.gateway.file_views import search_object, store_object
 from services.gateway.idempotency import IdempotentRoute, stateless
+from services.gateway.routes.jobs import shown_job
 from services.gateway.streams import InteractiveDep, json_response
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_class=IdempotentRoute)
@@ -57,6 +58,12 @@ class UpdateVectorStore(Body):
     name: Name | None = None
     metadata: Metadata | None = None
     expires_after: ExpiresAfter | None = None
+
+
+class ReindexVectorStore(Body):
+    """POST /v1/vector_stores/{id}/reindex; without a model, the one that the store has."""
+
+    model: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
 
 class SearchBody(Body):
@@ -105,6 +112,7 @@ async def create_vector_store(
             store_id=store_id,
             name=body.name or "",
             metadata=body.metadata or {},
+            embedding_model=gateway.settings.embedding_model,
             expires_after_days=body.expires_after.days if body.expires_after else None,
         )
         for file_id in dict.fromkeys(body.file_ids if created else ()):
@@ -198,6 +206,28 @@ async def search_vector_store(
         "next_page": None,
     }
     return json_response(page, headers=headers)
+
+
+@router.post("/{store_id}/reindex", openapi_extra=body_schema(ReindexVectorStore))
+async def reindex_vector_store(
+    store_id: str,
+    gateway: GatewayDep,
+    principal: AdmittedDep,
+    body: Annotated[ReindexVectorStore, Depends(json_body(ReindexVectorStore))],
+) -> Response:
+    """Build a vector store anew while it answers as before, with another embedding model or the same.
+
+    The reply is the job.
+    """
+    tenant_id, offered = principal.tenant_id, gateway.settings.dimensions_by_model()
+
+    def begin(connection: Connection) -> dict[str, Any]:
+        job_id = reindexing.begin(connection, gateway.messages, tenant_id, store_id, model=body.model, offered=offered)
+        return shown_job(connection, tenant_id, job_id)
+
+    job = await gateway.database.write(begin)
+    gateway.dispatcher.nudge()
+    return json_response(job, status=202, headers={"location": f"/v1/jobs/{job['id']}"})
 
 
 def _shown(connection: Connection, tenant_id: str, store_id: str) -> dict[str, Any]:

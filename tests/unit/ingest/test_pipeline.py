@@ -8,22 +8,26 @@ from typing import Any
 
 import pytest
 
-from libs.common.contracts.ingest import IngestFile, PurgeFile
+from libs.common.contracts.ingest import IngestFile, Place, PurgeFile
 from libs.common.errors import ErrorCode, PermanentError, RetryableError
-from libs.common.records.file_versions import AttributesChangedError
+from libs.common.records.file_versions import AttributesChangedError, PlaceChangedError
 from services.ingest.chunking import AUTO
 from services.ingest.document import Block, Document, LoadError
 from services.ingest.pipeline import BATCH_CHUNKS, Pipeline, strategy_of
 from services.ingest.ports import Attachment, Attributes, EmbeddedChunk, Job, Target, Twin
 
 _REQUEST = IngestFile(vector_store_id="vs_1", file_id="file-1", version=1)
-_NEW = Attachment("harbour.md", "blob_1", {"year": 2024.0}, {"type": "auto"}, live_version=0, wanted_version=1)
+_HERE, _THERE = Place("old-model"), Place("new-model")
+_NEW = Attachment(
+    "harbour.md", "blob_1", {"year": 2024.0}, {"type": "auto"}, live_version=0, wanted_version=1, place=_HERE
+)
 _WINDOWS = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 20}}
 
 
 class FakeJob:
     """A job that is never lost."""
 
+    id = "job_1"
     tenant_id = "tenant_a"
 
     def __init__(self) -> None:
@@ -32,6 +36,9 @@ class FakeJob:
 
     async def progress(self, done: int, total: int) -> None:
         self.reported.append((done, total))
+
+    async def write(self, step: Callable[[Any], None]) -> None:
+        step(None)
 
     async def finish(self, last_step: Callable[[Any], None] | None = None) -> None:
         if last_step is not None:
@@ -70,6 +77,7 @@ class World:
     twins: dict[str, Attachment] = field(default_factory=dict)
     copyable: set[str] = field(default_factory=set)
     damaged: bool = False
+    cleared: list[Place | None] = field(default_factory=list)
 
     def pipeline(self) -> Pipeline:
         return Pipeline(self, self, self, self, self)
@@ -77,9 +85,11 @@ class World:
     async def attachment(self, _tenant_id: str, _vector_store_id: str, file_id: str) -> Attachment | None:
         return self.attached if file_id == _REQUEST.file_id else self.twins.get(file_id)
 
-    async def go_live(self, job: Job, target: Target, usage_bytes: int, attributes: Attributes) -> bool:
+    async def go_live(self, job: Job, target: Target, usage_bytes: int, stored: Attachment) -> bool:
         wanted = self.attached is not None and self.attached.wanted_version == target.version
-        if self.attached is not None and wanted and self.attached.attributes != attributes:
+        if self.attached is not None and wanted and self.attached.place != stored.place:
+            raise PlaceChangedError
+        if self.attached is not None and wanted and self.attached.attributes != stored.attributes:
             raise AttributesChangedError
         await job.finish()
         if self.attached is not None and wanted:
@@ -107,19 +117,22 @@ class World:
         blocks = [Block(part) for part in text.split("\n\n") if part]
         return Document.of(blocks, media_type="text/plain", title="Ports")
 
-    async def embed(self, _tenant_id: str, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, _tenant_id: str, _model: str, texts: Sequence[str]) -> list[list[float]]:
         if self.during:
             self.during()
             self.during = None
         return [[float(len(text)), 1.0] for text in texts]
 
     async def store(
-        self, target: Target, _filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
+        self, _place: Place, target: Target, _filename: str, attributes: Attributes, chunks: Sequence[EmbeddedChunk]
     ) -> None:
         for embedded in chunks:
             self.chunks[target.version, embedded.chunk.position] = (embedded.text, attributes)
 
-    async def copy(self, source: Target, target: Target, attributes: Attributes) -> int:
+    async def count(self, _place: Place, _tenant_id: str, _store_id: str, _target: Target | None = None) -> int:
+        return len(self.chunks)
+
+    async def copy(self, _place: Place, source: Target, target: Target, attributes: Attributes) -> int:
         if self.damaged:
             raise PermanentError(ErrorCode.DECRYPT_FAILED, "The content is damaged.")
         for position in range(2 if source.file_id in self.copyable else 0):
@@ -136,7 +149,10 @@ class World:
     ) -> None:
         self.chunks = {place: content for place, content in self.chunks.items() if place[0] == keep_version}
 
-    async def delete_older(self, target: Target, *, from_position: int, keep_version: int | None = None) -> None:
+    async def delete_older(
+        self, target: Target, *, from_position: int, keep_version: int | None = None, place: Place | None = None
+    ) -> None:
+        self.cleared.append(place)
         self.chunks = {
             (version, position): content
             for (version, position), content in self.chunks.items()
@@ -147,7 +163,8 @@ class World:
     async def delete_newer(self, target: Target) -> None:
         self.chunks = {place: content for place, content in self.chunks.items() if place[0] <= target.version}
 
-    async def delete_store(self, _tenant_id: str, vector_store_id: str) -> None:
+    async def delete_store(self, _tenant_id: str, vector_store_id: str, *, keep: Place | None = None) -> None:
+        assert keep is None
         self.stores_deleted.append(vector_store_id)
 
 
@@ -367,3 +384,13 @@ async def test_what_cannot_be_taken_over_is_made(way: str) -> None:
         world.during = lambda: setattr(world, "twins", later)
     await world.pipeline().ingest(_REQUEST, FakeJob())
     assert world.chunks == {(1, 0): ("Ports\nThe harbour opens at six.", {"year": 2024.0})}
+
+
+async def test_what_was_stored_where_the_vector_store_no_longer_is_leaves_that_place() -> None:
+    world = World()
+    world.during = lambda: setattr(world, "attached", replace(_NEW, place=_THERE))
+    with pytest.raises(PlaceChangedError):
+        await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert (world.chunks, world.cleared[-1]) == ({}, _HERE)
+    await world.pipeline().ingest(_REQUEST, FakeJob())
+    assert world.attached == replace(_NEW, place=_THERE, live_version=1, wanted_version=None)

@@ -237,6 +237,9 @@ def upgrade() -> None:
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("last_active_at", sa.Float(), nullable=False),
+        sa.Column("embedding_model", sa.String(length=128), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("reindex_job_id", sa.String(length=64), nullable=True),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_vector_stores_tenant_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_vector_stores")),
     )
@@ -317,6 +320,9 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(length=64), nullable=True),
         sa.Column("file_batch_id", sa.String(length=64), nullable=True),
         sa.Column("replaced_by", sa.String(length=64), nullable=True),
+        sa.Column("reindexed_version", sa.Integer(), nullable=False),
+        sa.Column("reindexed_chunks", sa.Integer(), nullable=False),
+        sa.Column("reindexed_bytes", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(
             ["file_id"], ["files.id"], name=op.f("fk_vector_store_files_file_id"), ondelete="CASCADE"
