@@ -14,9 +14,14 @@ _BIN: Final = Path(sys.executable).parent
 # Distributions that deptry cannot see in use: a driver named in a URL, an accelerator, one another needs.
 _UNSEEN: Final = "psycopg|hiredis|uvicorn|httptools|aiohttp|kombu|docent"
 _RETRIEVAL: Final = "libs/common/rag/"
+_FETCHING: Final = "libs/common/outbound/fetching.py"
 _WORKER: Final = "libs/common/tasks/(pool|transport|worker).py"
 # The shared modules that a service does not use, nor its image install the packages for.
-_UNUSED: Final = {"gateway": (_RETRIEVAL, _WORKER), "batch": (_RETRIEVAL,), "conversations": (_RETRIEVAL,)}
+_UNUSED: Final = {
+    "gateway": (_RETRIEVAL, _FETCHING, _WORKER),
+    "batch": (_RETRIEVAL, _FETCHING),
+    "conversations": (_RETRIEVAL, _FETCHING),
+}
 
 
 def checks(services: list[str]) -> dict[str, list[str]]:

@@ -53,6 +53,7 @@ class ErrorCode(Enum):
     BATCH_NOT_CANCELLABLE = "batch_not_cancellable"
     JOB_NOT_CANCELLABLE = "job_not_cancellable"
     JOB_NOT_REQUEUEABLE = "job_not_requeueable"
+    INVALID_URL = "invalid_url"
     UNKNOWN_URL = "unknown_url"
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
@@ -80,6 +81,7 @@ class ErrorCode(Enum):
     LLM_TIMEOUT = "llm_timeout"
     LLM_BAD_RESPONSE = "llm_bad_response"
     LLM_AUTH = "llm_auth"
+    DOWNLOAD_FAILED = "download_failed"
     RETRIEVAL_UNAVAILABLE = "retrieval_unavailable"
     STORAGE_FULL = "storage_full"
     STORAGE_UNAVAILABLE = "storage_unavailable"
@@ -109,6 +111,7 @@ _KINDS: Final[dict[ErrorCode, ErrorKind]] = {
     ErrorCode.BATCH_NOT_CANCELLABLE: ErrorKind(400, _INVALID, retryable=False),
     ErrorCode.JOB_NOT_CANCELLABLE: ErrorKind(400, _INVALID, retryable=False),
     ErrorCode.JOB_NOT_REQUEUEABLE: ErrorKind(400, _INVALID, retryable=False),
+    ErrorCode.INVALID_URL: ErrorKind(400, _INVALID, retryable=False),
     ErrorCode.UNKNOWN_URL: ErrorKind(404, _INVALID, retryable=False),
     ErrorCode.NOT_FOUND: ErrorKind(404, _INVALID, retryable=False),
     ErrorCode.MODEL_NOT_FOUND: ErrorKind(404, _INVALID, retryable=False),
@@ -136,6 +139,7 @@ _KINDS: Final[dict[ErrorCode, ErrorKind]] = {
     ErrorCode.LLM_TIMEOUT: ErrorKind(504, _UPSTREAM, retryable=True, outage=True),
     ErrorCode.LLM_BAD_RESPONSE: ErrorKind(502, _UPSTREAM, retryable=True),
     ErrorCode.LLM_AUTH: ErrorKind(502, _UPSTREAM, retryable=False),
+    ErrorCode.DOWNLOAD_FAILED: ErrorKind(502, _UPSTREAM, retryable=True),
     ErrorCode.RETRIEVAL_UNAVAILABLE: ErrorKind(503, _UPSTREAM, retryable=True, outage=True),
     ErrorCode.STORAGE_FULL: ErrorKind(507, _STORAGE, retryable=True, outage=True),
     ErrorCode.STORAGE_UNAVAILABLE: ErrorKind(503, _STORAGE, retryable=True, outage=True),

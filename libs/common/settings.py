@@ -8,11 +8,13 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from libs.common.outbound.addresses import Policy
 
 _REDIS: Final = ("redis", "rediss", "unix")
 # Of every other URL: http and https.
@@ -155,3 +157,20 @@ class RetrievalSettings(CacheSettings):
         """Every embedding model of the deployment with the length of its vectors."""
         further = {name: model.dimensions for name, model in self.embedding_models.items()}
         return further | {self.embedding_model: self.embedding_dimensions}
+
+
+class ImportSettings(CommonSettings):
+    """From where files may be imported; the gateway refuses what it can, and ingest asks."""
+
+    import_ports: str = "80,443"
+    # Hosts, with or without a port and separated by commas, that may be asked though they are at private addresses.
+    import_allowed_hosts: str = ""
+
+    def import_policy(self) -> Policy:
+        """Both, read."""
+        return Policy.parse(self.import_ports, self.import_allowed_hosts)
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        self.import_policy()
+        return self

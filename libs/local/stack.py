@@ -28,7 +28,7 @@ _PASSED_TO_SERVICES: Final = (
     *("SUMMARIES", "HISTORY_TOKENS"),
     *("MODERATION", "MODERATION_MODEL"),
 )
-_PASSED_PREFIXES: Final = ("OTEL_", "OPENAI_", "EMBEDDING_", "ANSWER_CACHE", "SEMANTIC_CACHE_")
+_PASSED_PREFIXES: Final = ("OTEL_", "OPENAI_", "EMBEDDING_", "ANSWER_CACHE", "SEMANTIC_CACHE_", "IMPORT_")
 # A database of the caller's instead of SQLite; DATABASE_URL itself often means another project's.
 DATABASE_VARIABLE: Final = "DOCENT_DATABASE_URL"
 _OPENAI_URL: Final = "https://api.openai.com/v1"

@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from libs.common.settings import CommonSettings, RetrievalSettings
+from libs.common.settings import ImportSettings, RetrievalSettings
 
 
-class GatewaySettings(RetrievalSettings, CommonSettings):
+class GatewaySettings(RetrievalSettings, ImportSettings):
     """What the gateway reads from the environment."""
 
     service_name: str = "gateway"

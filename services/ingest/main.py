@@ -10,6 +10,7 @@ from libs.common.cache.store import Cache
 from libs.common.configuration import configured
 from libs.common.contracts.base import Queue
 from libs.common.contracts.ingest import (
+    IMPORT_FILE,
     INGEST_FILE,
     PURGE_BLOB,
     PURGE_FILE,
@@ -18,11 +19,13 @@ from libs.common.contracts.ingest import (
     REINDEX_STORE,
     Place,
 )
+from libs.common.outbound.fetching import Outbound
 from libs.common.rag.collections import Collections
 from libs.common.rag.embedder import embedders_of
 from libs.common.records.database import Database
 from libs.common.tasks.worker import Worker
 from services.ingest.adapters import AttachedFiles, SealedChunkIndex
+from services.ingest.importing import Importer
 from services.ingest.parsing import Parser
 from services.ingest.pipeline import Pipeline
 from services.ingest.reindex_records import StoreRecords
@@ -50,6 +53,9 @@ def build(settings: IngestSettings) -> Worker:
     pipeline = Pipeline(AttachedFiles(database, worker.messages), blobs, parser, embeddings, index)
     reindexing = Reindexing(StoreRecords(database), pipeline)
     worker.performs(INGEST_FILE, pipeline.ingest)
+    outbound = Outbound(settings.import_policy())
+    importer = Importer(outbound, blobs, settings.import_max_bytes, settings.import_seconds)
+    worker.performs(IMPORT_FILE, importer.run)
     worker.performs(PURGE_FILE, pipeline.purge_file)
     worker.performs(PURGE_STORE, pipeline.purge_store)
     worker.performs(REINDEX_STORE, reindexing.reindex)

@@ -1,9 +1,9 @@
 """The ingest service's settings."""
 
-from libs.common.settings import RetrievalSettings, WorkerSettings
+from libs.common.settings import ImportSettings, RetrievalSettings, WorkerSettings
 
 
-class IngestSettings(RetrievalSettings, WorkerSettings):
+class IngestSettings(RetrievalSettings, ImportSettings, WorkerSettings):
     """What the ingest service reads from the environment."""
 
     service_name: str = "ingest"
@@ -18,3 +18,6 @@ class IngestSettings(RetrievalSettings, WorkerSettings):
     embedding_concurrency: int = 2
     # Nobody waits here, and a miss costs an embedding: parsing may keep this process from looking for long.
     cache_timeout_seconds: float = 1.0
+    # Of one import: its bytes, and its time from the first to the last.
+    import_max_bytes: int = 512 << 20
+    import_seconds: float = 1800.0

@@ -25,6 +25,15 @@ class IngestFile(Message):
     version: int
 
 
+class ImportFile(Message):
+    """Fetch a file from a URL and record it under this id."""
+
+    file_id: str
+    url: str
+    filename: str
+    purpose: str
+
+
 class PurgeFile(Message):
     """Remove every chunk of a detached or deleted file. The record is already gone, so it no longer answers."""
 
@@ -63,6 +72,7 @@ class PurgeBlob(Message):
 
 
 INGEST_FILE = JobSpec("ingest.file", Queue.INGEST, IngestFile)
+IMPORT_FILE = JobSpec("ingest.import_file", Queue.INGEST, ImportFile)
 PURGE_FILE = JobSpec("ingest.purge_file", Queue.INGEST, PurgeFile)
 PURGE_STORE = JobSpec("ingest.purge_store", Queue.INGEST, PurgeStore)
 REINDEX_STORE = JobSpec("ingest.reindex_store", Queue.INGEST, ReindexStore)

@@ -66,6 +66,10 @@ class JobRun:
     def tenant_id(self) -> str:
         return self._claimed.tenant_id
 
+    @property
+    def attempt(self) -> int:
+        return self._claimed.attempt
+
     async def progress(self, done: int, total: int) -> None:
         """Let pollers see how far the job is, at most twice a second; its time for one step begins anew.
 
