@@ -34,14 +34,14 @@ _SHARED: Final = ("qdrant_url", "embedding_model", "embedding_dimensions")
 @contextmanager
 def database_of(stack: Stack) -> Iterator[Database]:
     """The stack's database, with a tenant and a vector store of theirs."""
+    environment = stack.environment("ingest")
+    model = environment["EMBEDDING_MODEL"]
 
     def create(connection: Connection) -> None:
         connection.execute(insert(tenants).values(id=TENANT, name="a", created_at=epoch_now()))
-        vector_stores.create(
-            connection, TENANT, store_id=STORE, name="", metadata={}, embedding_model=IngestSettings().embedding_model
-        )
+        vector_stores.create(connection, TENANT, store_id=STORE, name="", metadata={}, embedding_model=model)
 
-    with closing(Database(stack.environment("ingest")["DATABASE_URL"])) as opened:
+    with closing(Database(environment["DATABASE_URL"])) as opened:
         opened.write_now(create)
         yield opened
 

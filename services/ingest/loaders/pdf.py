@@ -38,8 +38,9 @@ def load(data: bytes) -> Document:
         raise _refusal(error) from error
     if not outline.blocks:
         raise LoadError(
-            "invalid_file",
-            "The PDF holds no text: it looks scanned, and OCR is not installed. Upload a version with a text layer.",
+            "unsupported_file",
+            "The PDF holds no text: it looks scanned, and pictures of text are not read here. "
+            "Upload a version with a text layer, which any OCR program adds.",
         )
     return outline.document("application/pdf", title=title, page_count=page_count)
 

@@ -2,7 +2,9 @@
 
 import io
 import zipfile
+from contextlib import closing
 
+import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no type information
 import pytest
 
 from services.ingest.document import Block, Document, LoadError
@@ -148,6 +150,16 @@ def test_broken_files_say_what_is_wrong(data: bytes, name: str, says: str) -> No
     with pytest.raises(LoadError, match=says) as caught:
         load(data, name)
     assert caught.value.code == "invalid_file"
+
+
+def test_a_scanned_pdf_says_that_pictures_of_text_are_not_read() -> None:
+    saved = io.BytesIO()
+    with closing(pdfium.PdfDocument.new()) as pdf:
+        pdf.new_page(595, 842).close()
+        pdf.save(saved)
+    with pytest.raises(LoadError, match="looks scanned") as caught:
+        load(saved.getvalue(), "scan.pdf")
+    assert caught.value.code == "unsupported_file"
 
 
 def test_zip_bombs_are_stopped_by_ratio_size_and_count(monkeypatch: pytest.MonkeyPatch) -> None:
