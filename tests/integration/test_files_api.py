@@ -311,6 +311,22 @@ def test_a_new_version_answers_instead_of_the_file_it_replaces(client: OpenAI) -
     assert client.vector_stores.retrieve(store.id).file_counts.total == 1
 
 
+def test_a_store_is_rebuilt_by_a_job_and_answers_as_before(client: OpenAI) -> None:
+    store, ids = _searchable(client, harbour=_HARBOUR)
+    unknown = partial(client.post, f"/vector_stores/{store.id}/reindex", body={"model": "none"}, cast_to=httpx.Response)
+    assert _refused(unknown) == (400, "invalid_value", "model")
+    begun = client.post(f"/vector_stores/{store.id}/reindex", body={}, cast_to=httpx.Response)
+    job = begun.json()
+    assert (begun.status_code, job["type"], job["resource_id"]) == (202, "ingest.reindex_store", store.id)
+
+    def done() -> bool:
+        return bool(client.get(f"/jobs/{job['id']}", cast_to=httpx.Response).json()["state"] == "succeeded")
+
+    _eventually(done)
+    assert _found(client, store.id) == [ids["harbour"]]
+    assert "northern gate" in client.vector_stores.files.content(ids["harbour"], vector_store_id=store.id).data[0].text
+
+
 def test_bad_requests_name_the_field(client: OpenAI) -> None:
     store = client.vector_stores.create()
     uneven: Any = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 51}}

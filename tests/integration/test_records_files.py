@@ -10,11 +10,20 @@ from sqlalchemy import Connection, delete, insert, update
 
 from libs.common.contracts.ingest import Place
 from libs.common.errors import ErrorCode, PermanentError, RetryableError
-from libs.common.records import file_batches, file_versions, files, vector_store_files, vector_stores
+from libs.common.records import (
+    file_batches,
+    file_versions,
+    files,
+    reindexing,
+    replacing,
+    vector_store_files,
+    vector_stores,
+)
 from libs.common.records.database import Database, epoch_now
 from libs.common.records.files import File, NewFile
 from libs.common.records.migrate import migrate
 from libs.common.records.paging import PageQuery
+from libs.common.records.reindexing import Built, Progress
 from libs.common.records.tables import files as files_table
 from libs.common.records.tables import tenants
 from libs.common.records.tables import vector_stores as stores_table
@@ -314,3 +323,60 @@ def test_a_file_batch_counts_and_lists_its_files(database: Database) -> None:
     batch = database.read_now(lambda connection: file_batches.get(connection, "a", "vs_one", "vsfb_1"))
     assert database.write_now(lambda connection: file_batches.cancel(connection, batch)) == ["job_y"]
     assert _refused(database, lambda c: file_batches.get(c, "b", "vs_one", "vsfb_1")) is ErrorCode.NOT_FOUND
+
+
+def test_a_store_moves_only_when_every_live_file_is_built_as_it_answers(database: Database) -> None:
+    goal = Place("other")
+
+    def create(connection: Connection) -> None:
+        _attach(connection, _store(connection), _file(connection, "x"))
+        _attach(connection, "vs_one", _file(connection, "y"))
+        assert _go_live(connection)
+        reindexing.begin(connection, "a", "vs_one", "job_1")
+
+    def mark(connection: Connection, year: float | None = None) -> bool:
+        attributes: dict[str, str | float | bool] = {} if year is None else {"year": year}
+        return reindexing.mark(connection, _key(), Built(1, attributes, chunks=3, usage_bytes=99))
+
+    database.write_now(create)
+    assert database.read_now(lambda c: reindexing.unbuilt(c, "a", "vs_one", limit=9)) == ["file-x"]
+    assert not database.write_now(lambda c: reindexing.switch(c, "a", "vs_one", goal))
+    assert database.write_now(mark)
+    assert database.read_now(lambda c: reindexing.progress(c, "a", "vs_one")) == Progress(total=1, done=1, chunks=3)
+    database.write_now(lambda c: vector_store_files.update_attributes(c, _key(), {"year": 2026.0}))
+    assert not database.write_now(lambda c: reindexing.switch(c, "a", "vs_one", goal))
+    assert not database.write_now(mark)
+    assert database.write_now(partial(mark, year=2026.0))
+    assert database.write_now(lambda c: reindexing.switch(c, "a", "vs_one", goal))
+    moved = database.read_now(lambda c: vector_stores.get(c, "a", "vs_one"))
+    assert (moved.place, moved.reindex_job_id) == (goal, "job_1")
+    attached = database.read_now(lambda c: vector_store_files.get(c, _key()))
+    assert (attached.usage_bytes, attached.reindexed_version) == (99, 0)
+    with pytest.raises(file_versions.PlaceChangedError):
+        database.write_now(lambda c: file_versions.go_live(
+            c, _key("file-y"), version=1, usage_bytes=1, attributes={}, place=Place("m")
+        ))  # fmt: skip
+    assert database.write_now(lambda c: reindexing.give_up(c, "b", "job_1")) == []
+    assert database.write_now(lambda c: reindexing.give_up(c, "a", "job_1")) == ["vs_one"]
+
+
+def test_a_file_takes_the_places_of_those_it_replaces_and_of_whom_they_were_to_replace(database: Database) -> None:
+    def create(connection: Connection) -> None:
+        store = _store(connection)
+        for name in "xyz":
+            _attach(connection, store, _file(connection, name))
+        replacing.mark(connection, _key("file-y"), "file-z")
+        replacing.mark(connection, _key("file-x"), "file-y")
+        replacing.mark(connection, _key("file-z"), "file-x")  # in a circle, none is lost
+        assert _go_live(connection)
+
+    database.write_now(create)
+    before = _revision(database)
+    gone = database.write_now(lambda connection: replacing.take_places(connection, _key()))
+    assert {key.file_id for key in gone} == {"file-y", "file-z"}
+    assert _revision(database) > before
+    assert database.read_now(lambda c: vector_store_files.find(c, _key("file-y"))) is None
+    assert database.write_now(lambda connection: replacing.take_places(connection, _key())) == []
+    for tenant, replaced in (("a", "file-y"), ("b", "file-x")):
+        key = _key("file-other", tenant=tenant)
+        assert _refused(database, partial(replacing.mark, key=key, replaced_id=replaced)) is ErrorCode.NOT_FOUND
