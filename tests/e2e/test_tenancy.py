@@ -171,17 +171,16 @@ def test_foreign_ids_in_bodies(stranger: httpx.Client, ids: dict[str, str]) -> N
         assert reply.json()["error"]["code"] == "not_found"
 
 
+def test_lists_are_empty(stranger: httpx.Client, ids: dict[str, str]) -> None:
+    assert ids
+    for path in LISTS:
+        assert stranger.get(path).json()["data"] == []
+
+
 def test_a_foreign_file_cannot_be_replaced(stranger: httpx.Client, ids: dict[str, str]) -> None:
+    """Last, for the stranger has objects of its own from here on."""
     store = stranger.post("/v1/vector_stores", json={}).json()["id"]
     form = {"purpose": "assistants"}
     file = stranger.post("/v1/files", files={"file": ("b.txt", b"Theirs.")}, data=form).json()["id"]
     reply = stranger.post(f"/v1/vector_stores/{store}/files", json={"file_id": file, "replaces": ids["file_id"]})
     assert (reply.status_code, reply.json()["error"]["param"]) == (404, "replaces")
-    stranger.delete(f"/v1/vector_stores/{store}")
-    stranger.delete(f"/v1/files/{file}")
-
-
-def test_lists_are_empty(stranger: httpx.Client, ids: dict[str, str]) -> None:
-    assert ids
-    for path in LISTS:
-        assert stranger.get(path).json()["data"] == []

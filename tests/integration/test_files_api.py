@@ -324,7 +324,8 @@ def test_a_store_is_rebuilt_by_a_job_and_answers_as_before(client: OpenAI) -> No
 
     _eventually(done)
     assert _found(client, store.id) == [ids["harbour"]]
-    assert "northern gate" in client.vector_stores.files.content(ids["harbour"], vector_store_id=store.id).data[0].text
+    content = client.vector_stores.files.content(ids["harbour"], vector_store_id=store.id)
+    assert "northern gate" in str(content.data[0].text)
 
 
 def test_bad_requests_name_the_field(client: OpenAI) -> None:
