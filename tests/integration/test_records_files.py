@@ -126,12 +126,35 @@ def test_files_of_one_moment_are_paged_without_gap_or_repeat(database: Database)
     assert seen == [f"file-{name}" for name in "abcde"]
 
 
+@pytest.mark.parametrize(
+    ("query", "names", "has_more"),
+    [
+        (PageQuery(before="file-4", limit=2, order="asc"), "23", True),
+        (PageQuery(before="file-2", limit=2, order="asc"), "01", False),
+        (PageQuery(before="file-0", limit=2, order="asc"), "", False),
+        (PageQuery(before="file-1", limit=2), "32", True),
+        (PageQuery(before="file-1", after="file-4", limit=1), "3", True),
+        (PageQuery(before="file-1", after="file-4", limit=2), "32", False),
+        (PageQuery(before="file-4", after="file-1", limit=2), "", False),
+    ],
+)
+def test_pages_end_ahead_of_a_cursor(database: Database, query: PageQuery, names: str, has_more: bool) -> None:
+    for number in range(5):
+        database.write_now(partial(_file, name=str(number)))
+    page = database.read_now(partial(files.list_page, tenant_id="a", query=query))
+    assert [file.id for file in page.items] == [f"file-{name}" for name in names]
+    assert page.has_more == has_more
+
+
 def test_an_unknown_and_a_foreign_cursor_are_refused_alike(database: Database) -> None:
     database.write_now(lambda connection: _file(connection, "theirs", "b"))
     for cursor in ("file-theirs", "file-none"):
         with pytest.raises(PermanentError) as caught:
             database.read_now(partial(files.list_page, tenant_id="a", query=PageQuery(cursor)))
         assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_CURSOR, "after")
+        with pytest.raises(PermanentError) as caught:
+            database.read_now(partial(files.list_page, tenant_id="a", query=PageQuery(before=cursor)))
+        assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_CURSOR, "before")
 
 
 def test_a_foreign_an_expired_and_a_missing_file_are_one_and_the_same(database: Database) -> None:

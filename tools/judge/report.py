@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from rich.console import Console
 from rich.table import Table
 
-from tools.judge.suite import RESOURCES
+from tools.judge.suite import ABSENT_RESOURCES, RESOURCES
 
 MAX_FAILED_SHARE: Final = 0.05
 KNOWN_FILE: Final = Path(__file__).with_name("known.toml")
@@ -80,10 +80,19 @@ def show(console: Console, cases: Sequence[Case], known: Sequence[Known]) -> boo
         console.print(f"{count} x {line}", markup=False, soft_wrap=True)
     for entry in old:
         console.print(f"[red]explained, yet nothing fails:[/] {entry.cases}")
+    absent = [file for resource in ABSENT_RESOURCES for file in RESOURCES[resource]]
+    console.print(f"{_shares(cases)}, {len(missing)} of them without a reason.")
+    console.print(f"Of resources that exist: {_shares([case for case in cases if case.file not in absent])}.")
+    return bool(cases) and _failed_share(cases) <= MAX_FAILED_SHARE and not missing and not old
+
+
+def _shares(cases: Sequence[Case]) -> str:
     failed = sum(case.outcome == "failed" for case in cases)
-    share = failed / max(1, len(cases))
-    console.print(f"{failed} of {len(cases)} cases fail ({share:.1%}), {len(missing)} of them without a reason.")
-    return bool(cases) and share <= MAX_FAILED_SHARE and not missing and not old
+    return f"{failed} of {len(cases)} cases fail ({_failed_share(cases):.1%})"
+
+
+def _failed_share(cases: Sequence[Case]) -> float:
+    return sum(case.outcome == "failed" for case in cases) / max(1, len(cases))
 
 
 def _names(entry: Known, case: Case) -> bool:

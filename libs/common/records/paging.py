@@ -16,11 +16,15 @@ Order = Literal["asc", "desc"]
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """Which page a client asks for: at most `limit` items behind the one with id `after`, by time of creation."""
+    """Which page a client asks for: at most `limit` items, by time of creation.
+
+    Behind the one with id `after`; or else the last ones ahead of `before`; with both, the first ones between them.
+    """
 
     after: str | None = None
     limit: int = 20
     order: Order = "desc"
+    before: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,34 @@ def read_page(
         PermanentError: INVALID_CURSOR for an unknown cursor and a foreign one alike.
     """
     wanted = rows.where(*scope, *filters)
+    ascending = query.order == "asc"
     if query.after is not None:
-        last = connection.execute(select(*keys).where(*scope, keys[1] == query.after)).one_or_none()
-        if last is None:
-            raise PermanentError(ErrorCode.INVALID_CURSOR, "The cursor is not the id of an item here.", param="after")
-        behind = tuple_(*keys) > tuple_(*last) if query.order == "asc" else tuple_(*keys) < tuple_(*last)
-        wanted = wanted.where(behind)
-    ordered = wanted.order_by(*(key.asc() if query.order == "asc" else key.desc() for key in keys))
+        wanted = wanted.where(_beyond(keys, _cursor(connection, keys, scope, "after", query.after), later=ascending))
+    if query.before is not None:
+        ahead = _beyond(keys, _cursor(connection, keys, scope, "before", query.before), later=not ascending)
+        wanted = wanted.where(ahead)
+    # The last ones ahead of a cursor are the first ones on the way back from it.
+    backwards = query.before is not None and query.after is None
+    ordered = wanted.order_by(*(key.asc() if ascending != backwards else key.desc() for key in keys))
     found = list(connection.execute(ordered.limit(query.limit + 1)).mappings())
-    return Page(found[: query.limit], len(found) > query.limit)
+    items = found[: query.limit]
+    return Page(items[::-1] if backwards else items, len(found) > query.limit)
+
+
+def _beyond(
+    keys: tuple[ColumnElement[float], ColumnElement[str]], cursor: Sequence[Any], *, later: bool
+) -> ColumnElement[bool]:
+    return tuple_(*keys) > tuple_(*cursor) if later else tuple_(*keys) < tuple_(*cursor)
+
+
+def _cursor(
+    connection: Connection,
+    keys: tuple[ColumnElement[float], ColumnElement[str]],
+    scope: Sequence[ColumnElement[bool]],
+    param: str,
+    item_id: str,
+) -> Sequence[Any]:
+    found = connection.execute(select(*keys).where(*scope, keys[1] == item_id)).one_or_none()
+    if found is None:
+        raise PermanentError(ErrorCode.INVALID_CURSOR, "The cursor is not the id of an item here.", param=param)
+    return found

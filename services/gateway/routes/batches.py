@@ -14,6 +14,7 @@ from libs.common.records.tables import files
 from services.gateway.bodies import body_schema, json_body
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.idempotency import IdempotentRoute
+from services.gateway.parameters import Cursor
 from services.gateway.streams import json_response
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=IdempotentRoute)
@@ -72,7 +73,7 @@ async def create_batch(
 async def list_batches(
     gateway: GatewayDep,
     principal: AdmittedDep,
-    after: Annotated[str | None, Query(max_length=128)] = None,
+    after: Cursor = None,
     limit: Annotated[int, Query(ge=0, le=100)] = 20,
 ) -> Response:
     """Batches, newest first."""

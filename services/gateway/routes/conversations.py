@@ -18,6 +18,7 @@ from libs.common.contracts.requests import Body, Metadata, new_id
 from services.gateway.bodies import body_schema, json_body
 from services.gateway.exports import exported_json, exported_markdown, first_page
 from services.gateway.idempotency import ReplayedRoute
+from services.gateway.parameters import Cursor
 from services.gateway.revisions import IfMatchDep, etag_header
 from services.gateway.streams import Interactive, InteractiveDep, json_response
 
@@ -96,7 +97,6 @@ def included(
 
 
 IncludeDep = Annotated[tuple[str, ...], Depends(included)]
-Cursor = Annotated[str | None, Query(max_length=128)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 

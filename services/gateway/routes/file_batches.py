@@ -1,6 +1,6 @@
 """Many files attached to a vector store by one request."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field, model_validator
@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from libs.common.contracts.requests import Body, new_id
 from libs.common.errors import ErrorCode, PermanentError
 from libs.common.records import file_batches, vector_store_files
-from libs.common.records.paging import Page, PageQuery, listing
+from libs.common.records.paging import Page, listing
 from libs.common.records.vector_store_files import AttachedFile, Status
 from services.gateway import attachments
 from services.gateway.attachments import Wanted
@@ -18,11 +18,14 @@ from services.gateway.chunking_bodies import AUTO, AttributesBody, ChunkingBody,
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.file_views import POLL_HEADERS, attached_object, file_batch_object
 from services.gateway.idempotency import IdempotentRoute
+from services.gateway.parameters import PageDep
 from services.gateway.streams import json_response
 
 router = APIRouter(
     prefix="/v1/vector_stores/{store_id}/file_batches", tags=["vector store file batches"], route_class=IdempotentRoute
 )
+
+_MAX_FILES: Final = 2000
 
 
 class BatchFile(Body):
@@ -36,20 +39,20 @@ class BatchFile(Body):
 class CreateFileBatch(Body):
     """POST /v1/vector_stores/{id}/file_batches. A batch of no files is complete at once."""
 
-    file_ids: Annotated[tuple[FileId, ...], Field(max_length=2000)] | None = None
-    files: Annotated[tuple[BatchFile, ...], Field(max_length=2000)] | None = None
+    file_ids: Annotated[tuple[FileId, ...], Field(max_length=_MAX_FILES)] | None = None
+    files: Annotated[tuple[BatchFile, ...], Field(max_length=_MAX_FILES)] | None = None
     attributes: AttributesBody | None = None
     chunking_strategy: ChunkingBody = AUTO
 
     @model_validator(mode="after")
-    def _one_kind_of_list(self) -> Self:
-        if self.file_ids is not None and self.files is not None:
-            raise ValueError("give either 'file_ids' or 'files'")
+    def _not_too_many(self) -> Self:
+        if len(self.file_ids or ()) + len(self.files or ()) > _MAX_FILES:
+            raise ValueError(f"has more than {_MAX_FILES} files")
         return self
 
     def wanted(self) -> list[Wanted]:
-        """Each file once, with its own options or else the batch's."""
-        named = self.files or tuple(BatchFile(file_id=file_id) for file_id in self.file_ids or ())
+        """Each file once, with its own options or else the batch's; where both lists name it, `files` counts."""
+        named = (*(BatchFile(file_id=file_id) for file_id in self.file_ids or ()), *(self.files or ()))
         return [
             Wanted(
                 file.file_id,
@@ -115,13 +118,10 @@ async def list_batch_files(
     file_batch_id: str,
     gateway: GatewayDep,
     principal: AdmittedDep,
-    after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=0, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    query: PageDep,
     status: Annotated[Status | None, Query(alias="filter")] = None,
 ) -> Response:
     """A page of a batch's files, newest first."""
-    query = PageQuery(after, limit, order)
 
     def read(connection: Connection) -> Page[AttachedFile]:
         file_batches.get(connection, principal.tenant_id, store_id, file_batch_id)

@@ -15,6 +15,7 @@ from services.gateway import attachments
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.file_views import file_object
 from services.gateway.idempotency import Unkeyed, client_key, once
+from services.gateway.parameters import Cursor
 from services.gateway.streams import json_response
 from services.gateway.uploads import content_of, discard, receive_file
 
@@ -53,7 +54,7 @@ async def create_file(request: Request, gateway: GatewayDep, principal: Admitted
 async def list_files(
     gateway: GatewayDep,
     principal: AdmittedDep,
-    after: Annotated[str | None, Query(max_length=128)] = None,
+    after: Cursor = None,
     limit: Annotated[int, Query(ge=0, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(max_length=32)] = None,

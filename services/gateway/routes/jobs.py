@@ -11,6 +11,7 @@ from libs.common.records.tables import jobs
 from services.gateway import attachments
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.idempotency import ReplayedRoute
+from services.gateway.parameters import Cursor
 from services.gateway.streams import json_response
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ReplayedRoute)
@@ -22,7 +23,7 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 async def list_jobs(
     gateway: GatewayDep,
     principal: AdmittedDep,
-    after: Annotated[str | None, Query(max_length=128)] = None,
+    after: Cursor = None,
     limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
     state: State | None = None,

@@ -21,6 +21,7 @@ from services.gateway import answer_cache, background
 from services.gateway.bodies import body_schema, json_body
 from services.gateway.dependencies import Gateway, GatewayDep
 from services.gateway.idempotency import ReplayedRoute
+from services.gateway.parameters import Cursor
 from services.gateway.routes.models import chat_model
 from services.gateway.streams import Interactive, InteractiveDep, event_stream, json_response
 
@@ -131,7 +132,7 @@ async def delete_response(response_id: str, interactive: InteractiveDep) -> Resp
 async def list_input_items(
     response_id: str,
     interactive: InteractiveDep,
-    after: Annotated[str | None, Query(max_length=128)] = None,
+    after: Cursor = None,
     limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:

@@ -11,13 +11,13 @@ from libs.common.contracts.requests import Body, Metadata
 from libs.common.contracts.validation import validated
 from services.gateway.bodies import body_schema, json_body
 from services.gateway.idempotency import IdempotentRoute
+from services.gateway.parameters import Cursor
 from services.gateway.streams import InteractiveDep, json_response
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["stored completions"], route_class=IdempotentRoute)
 
 _METADATA: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
-Cursor = Annotated[str | None, Query(max_length=128)]
 Limit = Annotated[int, Query(ge=0, le=100)]
 
 

@@ -1,6 +1,6 @@
 """Files in vector stores: attaching one makes it searchable by a job."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import ValidationInfo, field_validator
@@ -8,7 +8,7 @@ from pydantic import ValidationInfo, field_validator
 from libs.common.contracts.file_content import READ_FILE, ReadFile
 from libs.common.contracts.requests import Body
 from libs.common.records import vector_store_files
-from libs.common.records.paging import PageQuery, listing
+from libs.common.records.paging import listing
 from libs.common.records.vector_store_files import AttachedFile, FileKey, Status
 from services.gateway import attachments
 from services.gateway.attachments import Wanted
@@ -17,6 +17,7 @@ from services.gateway.chunking_bodies import AUTO, AttributesBody, ChunkingBody,
 from services.gateway.dependencies import AdmittedDep, GatewayDep
 from services.gateway.file_views import POLL_HEADERS, attached_object
 from services.gateway.idempotency import IdempotentRoute
+from services.gateway.parameters import PageDep
 from services.gateway.streams import InteractiveDep, json_response
 
 router = APIRouter(
@@ -67,13 +68,10 @@ async def list_attached_files(
     store_id: str,
     gateway: GatewayDep,
     principal: AdmittedDep,
-    after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=0, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    query: PageDep,
     status: Annotated[Status | None, Query(alias="filter")] = None,
 ) -> Response:
     """A page of a vector store's files, newest first."""
-    query = PageQuery(after, limit, order)
     page = await gateway.database.read(
         lambda connection: vector_store_files.list_page(connection, principal.tenant_id, store_id, query, status=status)
     )

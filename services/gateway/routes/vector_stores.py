@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
@@ -12,7 +12,7 @@ from libs.common.contracts.chat import SEARCH, SearchRequest
 from libs.common.contracts.filters import Filter
 from libs.common.contracts.requests import Body, Metadata, RankingOptions, new_id, retrieval_of
 from libs.common.records import vector_stores
-from libs.common.records.paging import Page, PageQuery, listing
+from libs.common.records.paging import Page, listing
 from libs.common.records.vector_stores import VectorStore
 from services.gateway import attachments, reindexing
 from services.gateway.attachments import Wanted
@@ -22,6 +22,7 @@ from services.gateway.chunking_bodies import AUTO, ChunkingBody, FileId, chunkin
 from services.gateway.dependencies import AdmittedDep, Gateway, GatewayDep
 from services.gateway.file_views import search_object, store_object
 from services.gateway.idempotency import IdempotentRoute, stateless
+from services.gateway.parameters import PageDep
 from services.gateway.routes.jobs import shown_job
 from services.gateway.streams import InteractiveDep, json_response
 
@@ -129,14 +130,12 @@ async def create_vector_store(
 async def list_vector_stores(
     gateway: GatewayDep,
     principal: AdmittedDep,
-    after: Annotated[str | None, Query(max_length=128)] = None,
-    limit: Annotated[int, Query(ge=0, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    query: PageDep,
 ) -> Response:
     """A page of vector stores, newest first."""
 
     def read(connection: Connection) -> Page[dict[str, Any]]:
-        page = vector_stores.list_page(connection, principal.tenant_id, PageQuery(after, limit, order))
+        page = vector_stores.list_page(connection, principal.tenant_id, query)
         counts = vector_stores.counts(connection, principal.tenant_id, [store.id for store in page.items])
         return page.of(lambda store: store_object(store, counts[store.id]))
 
