@@ -34,6 +34,7 @@ from services.chat.preparing import Preparer
 from services.chat.retrieval import HybridRetriever
 from services.chat.settings import ChatSettings
 from services.chat.shards import ShardRunner
+from services.chat.store_instructions import StoreInstructions
 from services.chat.summaries import Summariser
 from services.chat.text_completion import TextCompletions
 from services.chat.upstream_moderation import moderated, moderator_of
@@ -68,7 +69,7 @@ def create_worker(settings: ChatSettings) -> Worker:
     compactions = Compactions(worker.keyring)
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     files = AttachedFiles(database, blobs, settings.max_attached_bytes)
-    preparer = Preparer(compactions, files, context_tokens=settings.context_tokens)
+    preparer = Preparer(StoreInstructions(database), compactions, files, context_tokens=settings.context_tokens)
     pipeline = AnswerPipeline(retriever, completer, embedder, preparer)
     shared = SharedAnswers(cache, database, embedders.of(settings.embedding_model), settings)
     answers = CachingAnswers(pipeline, shared)

@@ -1,5 +1,6 @@
 """Turns: history before the answer, the answer into the conversation after it."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -184,7 +185,7 @@ class Turns:
             tenant_id,
             body,
             input_items=_asked(question, turn),
-            created_at=question.created_at,
+            created_at=time.time(),  # finer than the question's, so that lists keep the order of one second's answers
             conversation_id=conversation_id,
         )
         if not response_store.insert(connection, tenant_id, response):

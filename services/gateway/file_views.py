@@ -44,6 +44,7 @@ def store_object(store: VectorStore, counts: FileCounts) -> JsonObject:
         "last_active_at": int(store.last_active_at),
         "metadata": store.metadata,
         "embedding_model": store.embedding_model,
+        "instructions": store.instructions,
     }
 
 

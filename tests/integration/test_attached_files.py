@@ -18,6 +18,7 @@ from libs.common.records.tables import tenants
 from services.chat.attached_files import AttachedFiles
 from services.chat.compaction import Compactions
 from services.chat.preparing import Preparer
+from services.chat.store_instructions import StoreInstructions
 from tests.unit.chat.examples import question
 
 A, B = "tenant_a", "tenant_b"
@@ -129,8 +130,8 @@ async def test_history_gives_way_to_what_is_new(uploads: Uploads, attached: Atta
     assert now.content[0]["file"]["file_data"] == data_url(b"7" * 7, "application/octet-stream")
 
 
-async def test_what_is_dropped_is_not_even_read(attached: AttachedFiles, keyring: Keyring) -> None:
-    preparer = Preparer(Compactions(keyring), attached, context_tokens=40)
+async def test_what_is_dropped_is_not_even_read(database: Database, attached: AttachedFiles, keyring: Keyring) -> None:
+    preparer = Preparer(StoreInstructions(database), Compactions(keyring), attached, context_tokens=40)
     messages = (asking(file_part("gone")), ANSWER, ChatMessage(role="user", content="And this?"))
     request = question(Shape.RESPONSE, messages=messages, echo={"truncation": "auto"})
     assert (await preparer.prepared(A, request)).messages == messages[2:]

@@ -108,6 +108,7 @@ vector_stores = Table(
     Column("tenant_id", String(64), ForeignKey("tenants.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("metadata", JSON, nullable=False),
+    Column("instructions", Text),  # to the model, with every answer that searches the store
     Column("expires_after", JSON),
     Column("expires_at", Float),
     Column("revision", Integer, nullable=False),  # grows with every change of what the store would answer

@@ -41,6 +41,7 @@ class VectorStore:
     tenant_id: str
     name: str
     metadata: dict[str, str]
+    instructions: str | None
     expires_after: dict[str, Any] | None
     expires_at: float | None
     revision: int
@@ -88,6 +89,7 @@ def create(
     name: str,
     metadata: Mapping[str, str],
     embedding_model: str,
+    instructions: str | None = None,
     expires_after_days: int | None = None,
 ) -> bool:
     """Record a new, empty vector store; it expires so many days after it was last used.
@@ -101,6 +103,7 @@ def create(
         "tenant_id": tenant_id,
         "name": name,
         "metadata": dict(metadata),
+        "instructions": instructions or None,
         "revision": 1,
         "created_at": now,
         "last_active_at": now,
@@ -158,9 +161,10 @@ def update(
     *,
     name: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    instructions: str | None = None,
     expires_after_days: int | None = None,
 ) -> VectorStore:
-    """Change what is given; 0 days means never to expire.
+    """Change what is given; 0 days means never to expire, and empty instructions are none.
 
     Raises:
         PermanentError: NOT_FOUND.
@@ -168,6 +172,10 @@ def update(
     changes: dict[str, Any] = {"last_active_at": epoch_now()}
     if name is not None:
         changes["name"] = name
+    if instructions is not None:
+        changes["instructions"] = instructions or None
+    if changes.keys() & {"name", "instructions"}:  # both are told to the model
+        changes["revision"] = vector_stores.c.revision + 1
     if metadata is not None:
         changes["metadata"] = dict(metadata)
     if expires_after_days is not None:

@@ -32,6 +32,7 @@ router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_cla
 _ACTIVE_SECONDS: Final = 60.0
 
 Name = Annotated[str, Field(max_length=256)]
+Instructions = Annotated[str, Field(max_length=16_000)]
 Text = Annotated[str, Field(min_length=1, max_length=16_384)]
 
 
@@ -43,7 +44,7 @@ class ExpiresAfter(Body):
 
 
 class CreateVectorStore(Body):
-    """POST /v1/vector_stores."""
+    """POST /v1/vector_stores. `instructions` are ours: to the model, with every answer that searches the store."""
 
     name: Name | None = None
     description: Annotated[str, Field(max_length=512)] | None = None  # accepted; OpenAI's replies have none either
@@ -51,14 +52,16 @@ class CreateVectorStore(Body):
     metadata: Metadata | None = None
     expires_after: ExpiresAfter | None = None
     chunking_strategy: ChunkingBody = AUTO
+    instructions: Instructions | None = None
 
 
 class UpdateVectorStore(Body):
-    """POST /v1/vector_stores/{id}."""
+    """POST /v1/vector_stores/{id}. `instructions` of null are removed."""
 
     name: Name | None = None
     metadata: Metadata | None = None
     expires_after: ExpiresAfter | None = None
+    instructions: Instructions | None = None
 
 
 class ReindexVectorStore(Body):
@@ -114,6 +117,7 @@ async def create_vector_store(
             name=body.name or "",
             metadata=body.metadata or {},
             embedding_model=gateway.settings.embedding_model,
+            instructions=body.instructions,
             expires_after_days=body.expires_after.days if body.expires_after else None,
         )
         for file_id in dict.fromkeys(body.file_ids if created else ()):
@@ -157,7 +161,7 @@ async def update_vector_store(
     principal: AdmittedDep,
     body: Annotated[UpdateVectorStore, Depends(json_body(UpdateVectorStore))],
 ) -> Response:
-    """Change name, metadata or expiry; what is not given stays, and an `expires_after` of null means never."""
+    """Change what is given; the rest stays. `expires_after` of null means never, `instructions` of null are removed."""
     days = body.expires_after.days if body.expires_after else 0
     change_expiry = "expires_after" in body.model_fields_set
 
@@ -168,6 +172,7 @@ async def update_vector_store(
             store_id,
             name=body.name,
             metadata=body.metadata,
+            instructions=(body.instructions or "") if "instructions" in body.model_fields_set else None,
             expires_after_days=days if change_expiry else None,
         )
         return _shown(connection, principal.tenant_id, store_id)

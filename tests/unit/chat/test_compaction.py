@@ -17,6 +17,7 @@ from services.chat.compaction import Compactions, Compactor
 from services.chat.pipeline import AnswerPipeline
 from services.chat.ports import Delta, Usage
 from services.chat.preparing import Preparer
+from services.chat.store_instructions import StoreInstructions
 from tests.fakes import FakeCompleter, FakeRetriever, RecordingReply
 from tests.unit.chat.examples import question
 
@@ -90,7 +91,8 @@ async def test_the_model_reads_what_was_compacted(compactions: Compactions, keyr
     unused = Embedder("http://127.0.0.1:9/v1", "key", model="model", dimension=2)
     blobs = BlobStore.open("memory://", keyring.segment_sealer(keys.FILES_PURPOSE))
     database = Database(f"sqlite:///{tmp_path}/docent.db")
-    preparer = Preparer(compactions, AttachedFiles(database, blobs, max_bytes=1), context_tokens=0)
+    files = AttachedFiles(database, blobs, max_bytes=1)
+    preparer = Preparer(StoreInstructions(database), compactions, files, context_tokens=0)
     pipeline = AnswerPipeline(FakeRetriever(), completer, unused, preparer)
     await pipeline.answer(question(Shape.RESPONSE, messages=messages_of(items)), RecordingReply("tenant"))
     ((*_, summary, asked),) = completer.prompts

@@ -232,6 +232,7 @@ def upgrade() -> None:
         sa.Column("tenant_id", sa.String(length=64), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("metadata", sa.JSON(), nullable=False),
+        sa.Column("instructions", sa.Text(), nullable=True),
         sa.Column("expires_after", sa.JSON(), nullable=True),
         sa.Column("expires_at", sa.Float(), nullable=True),
         sa.Column("revision", sa.Integer(), nullable=False),
