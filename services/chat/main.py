@@ -32,6 +32,7 @@ from services.chat.moderation import Moderation
 from services.chat.pipeline import AnswerPipeline
 from services.chat.preparing import Preparer
 from services.chat.retrieval import HybridRetriever
+from services.chat.rewriting import Rewriter
 from services.chat.settings import ChatSettings
 from services.chat.shards import ShardRunner
 from services.chat.store_instructions import StoreInstructions
@@ -70,7 +71,8 @@ def create_worker(settings: ChatSettings) -> Worker:
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     files = AttachedFiles(database, blobs, settings.max_attached_bytes)
     preparer = Preparer(StoreInstructions(database), compactions, files, context_tokens=settings.context_tokens)
-    pipeline = AnswerPipeline(retriever, completer, embedder, preparer)
+    rewriter = Rewriter(upstream) if settings.rewrite_questions else None
+    pipeline = AnswerPipeline(retriever, completer, embedder, preparer, rewriter)
     shared = SharedAnswers(cache, database, embedders.of(settings.embedding_model), settings)
     answers = CachingAnswers(pipeline, shared)
     shards = ShardRunner(pipeline, database, worker.keyring, worker.messages, settings.shard_concurrency)

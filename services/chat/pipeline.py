@@ -32,6 +32,7 @@ from services.chat.preparing import Preparer
 from services.chat.prompt import build_prompt, question_of
 from services.chat.rendering import Author, Event, Renderer
 from services.chat.response_rendering import ResponseRenderer
+from services.chat.rewriting import Rewriter
 
 Emit = Callable[[list[Event]], None]
 
@@ -47,11 +48,13 @@ class AnswerPipeline:
         completer: Completer,
         embedder: Embedder,
         preparer: Preparer | None = None,
+        rewriter: Rewriter | None = None,
     ) -> None:
         self._retriever = retriever
         self._completer = completer
         self._embedder = embedder
         self._preparer = preparer
+        self._rewriter = rewriter
 
     async def answer(self, request: AnswerRequest, reply: Reply[Answer], renderer: Renderer | None = None) -> None:
         """Answer one question; a stored answer is passed on, so that it is safe before it counts as completed.
@@ -93,13 +96,13 @@ class AnswerPipeline:
         if self._preparer is not None:
             request = await self._preparer.prepared(tenant_id, request)
         emit(renderer.begin())
-        passages = await self._passages(request, renderer, tenant_id, emit)
+        passages, searching = await self._passages(request, renderer, tenant_id, emit)
         if request.retrieval is not None and not passages:
             # A model asked without passages would answer from elsewhere.
             emit(renderer.text(NOT_IN_DOCUMENTS))
-            emit(renderer.end("stop", Usage()))
+            emit(renderer.end("stop", searching))
             return
-        await self._complete(request, passages, renderer, emit, may_degrade=may_degrade)
+        await self._complete(request, passages, renderer, emit, spent=searching, may_degrade=may_degrade)
 
     async def _complete(
         self,
@@ -108,6 +111,7 @@ class AnswerPipeline:
         renderer: Renderer,
         emit: Emit,
         *,
+        spent: Usage,
         may_degrade: bool,
     ) -> None:
         citations = CitationFilter(passages)
@@ -122,7 +126,7 @@ class AnswerPipeline:
                 finish_reason = delta.finish_reason or finish_reason
                 usage = delta.usage or usage
         _show(citations.finish(), renderer, emit)
-        emit(renderer.end(finish_reason, usage))
+        emit(renderer.end(finish_reason, usage + spent))
         model = renderer.author.model
         metrics.TOKENS.labels(kind="input", model=model).inc(usage.input_tokens)
         metrics.TOKENS.labels(kind="output", model=model).inc(usage.output_tokens)
@@ -144,14 +148,17 @@ class AnswerPipeline:
 
     async def _passages(
         self, request: AnswerRequest, renderer: Renderer, tenant_id: str, emit: Emit
-    ) -> Sequence[Passage]:
-        question = question_of(request.messages)
+    ) -> tuple[Sequence[Passage], Usage]:
+        """What was found, and what the model took to put the question for it."""
+        question, spent = question_of(request.messages), Usage()
         if request.retrieval is None or not question.strip():
-            return ()
+            return (), spent
         emit(renderer.searching())
+        if self._rewriter is not None:
+            question, spent = await self._rewriter.standalone(request)
         passages = await self._retriever.retrieve(tenant_id, [question], request.retrieval)
         emit(renderer.found([question], passages))
-        return passages
+        return passages, spent
 
     async def search(self, request: SearchRequest, reply: Reply[SearchReply]) -> None:
         """Search without answering."""

@@ -20,6 +20,9 @@ class ChatSettings(RetrievalSettings, WorkerSettings):
     upstream_hints: Literal["auto", "send", "drop"] = "auto"
     # What a question with its history may have, passages not counted, by estimate; 0 leaves it to the upstream.
     context_tokens: int = 0
+    # Whether a question with a history is put anew by the model before it is searched for; a model call ahead of the
+    # first token.
+    rewrite_questions: bool = False
     # Of uploaded files that one question shows to the model by their ids.
     max_attached_bytes: int = 8 << 20
     # The longest silence of the upstream that is still taken for thinking.

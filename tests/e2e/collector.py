@@ -29,6 +29,10 @@ class Collector:
         with self._lock:
             return [(service, span) for service, span in self._spans if span.trace_id.hex() == trace_id]
 
+    def spans(self) -> list[tuple[str, Span]]:
+        with self._lock:
+            return list(self._spans)
+
 
 @contextmanager
 def running_collector() -> Iterator[Collector]:

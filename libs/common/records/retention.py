@@ -7,7 +7,7 @@ python -m libs.common.records.retention --tenant tenant_default --never
 import argparse
 from typing import Final
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 
 from libs.common.errors import not_found
 from libs.common.records.database import Database
@@ -38,6 +38,14 @@ def set_retention(connection: Connection, tenant_id: str, seconds: float | None)
         .where(responses.c.tenant_id == tenant_id, responses.c.conversation_id.is_(None))
         .values(expires_at=None if seconds is None else responses.c.created_at + seconds)
     )
+
+
+def retention(connection: Connection, tenant_id: str) -> float | None:
+    """The tenant's retention in seconds; None: for ever."""
+    seconds: float | None = connection.execute(
+        select(tenants.c.retention_seconds).where(tenants.c.id == tenant_id)
+    ).scalar_one()
+    return seconds
 
 
 def main(arguments: list[str] | None = None) -> None:

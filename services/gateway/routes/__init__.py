@@ -19,6 +19,7 @@ from services.gateway.routes import (
     moderations,
     response_inputs,
     responses,
+    retention,
     stored_completions,
     uploads,
     vector_store_files,
@@ -41,6 +42,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     moderations.router,
     response_inputs.router,
     responses.router,
+    retention.router,  # ahead of conversations, whose ids would match it
     conversations.router,
     batches.router,
     jobs.router,
