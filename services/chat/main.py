@@ -71,7 +71,7 @@ def create_worker(settings: ChatSettings) -> Worker:
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     files = AttachedFiles(database, blobs, settings.max_attached_bytes)
     preparer = Preparer(StoreInstructions(database), compactions, files, context_tokens=settings.context_tokens)
-    rewriter = Rewriter(upstream) if settings.rewrite_questions else None
+    rewriter = Rewriter(completer) if settings.rewrite_questions else None
     pipeline = AnswerPipeline(retriever, completer, embedder, preparer, rewriter)
     shared = SharedAnswers(cache, database, embedders.of(settings.embedding_model), settings)
     answers = CachingAnswers(pipeline, shared)

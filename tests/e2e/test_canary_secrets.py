@@ -1,6 +1,5 @@
 """What people send by mistake or in confidence is in no log, no span and no refusal."""
 
-import re
 import secrets
 import time
 from pathlib import Path
@@ -43,6 +42,9 @@ def refusals(stack: Stack) -> list[httpx.Response]:
         {"url": "/v1/chat/completions", "json": question | {"messages": [{"role": "user", "content": {MAIL: CARD}}]}},
         {"url": "/v1/chat/completions", "json": question | {"metadata": {"card": [CARD], MAIL: PASSWORD * 40}}},
         {"url": "/v1/chat/completions", "json": question | {"vector_store_ids": ["vs_none"]}},
+        {"url": "/v1/chat/completions", "json": question | {MAIL: CARD}},
+        {"url": "/v1/chat/completions", "json": question | {"metadata": {MAIL: [CARD]}}},
+        {"url": f"/v1/files/{MAIL}", "method": "GET"},
         {"url": "/v1/chat/completions", "content": f'{{"password": "{PASSWORD}", '},
         {"url": "/v1/responses", "json": {"input": [{"type": PASSWORD, "content": CARD}]}},
         {"url": "/v1/responses", "json": {"input": MAIL, "tools": [{"type": CARD}]}},
@@ -88,8 +90,9 @@ def found_in(text: str) -> list[str]:
 def test_refusals_repeat_no_secret(refusals: list[httpx.Response]) -> None:
     assert [reply.status_code for reply in refusals if reply.status_code < 400] == []
     shown = [reply.text + str(dict(reply.headers)) for reply in refusals]
-    named_in_url = (f"/v1/files/{MARK}",)  # ids that were asked for are named
-    texts = [text for reply, text in zip(refusals, shown, strict=True) if reply.url.path not in named_in_url]
+    # The id that was asked for is named to whoever asked.
+    texts = [text for reply, text in zip(refusals, shown, strict=True) if "/v1/files/" not in str(reply.url)]
+    assert len(texts) == len(refusals) - 2
     assert [line for text in texts for line in found_in(text)] == []
 
 
@@ -100,9 +103,8 @@ def test_logs_hold_no_secret(stack: Stack) -> None:
     assert {path.name: lines for path in logs if (lines := found_in(path.read_text(errors="replace")))} == {}
 
 
-@pytest.mark.usefixtures("refusals")
-def test_spans_hold_no_secret(stack: Stack, collector: Collector, used: None) -> None:
-    assert used is None
+@pytest.mark.usefixtures("refusals", "used")
+def test_spans_hold_no_secret(stack: Stack, collector: Collector) -> None:
     trace_id = secrets.token_hex(16)
     with httpx.Client(base_url=stack.url, timeout=60) as http:
         trace = {"authorization": f"Bearer {stack.api_key}", "traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
@@ -111,5 +113,5 @@ def test_spans_hold_no_secret(stack: Stack, collector: Collector, used: None) ->
     while not collector.trace(trace_id) and time.monotonic() < deadline:
         time.sleep(0.1)
     spans = collector.spans()
-    assert any(re.match("chat", service) for service, _ in spans)
+    assert {"gateway", "chat", "ingest", "conversations"} <= {service for service, _ in spans}
     assert [line for _, span in spans for line in found_in(str(span))] == []
