@@ -40,7 +40,13 @@ def stores(database: Database) -> StoreInstructions:
         ]:
             store_id = f"vs_{name.lower() or 'unnamed'}"
             vector_stores.create(
-                connection, tenant_id, store_id=store_id, name=name, metadata={}, instructions=instructions
+                connection,
+                tenant_id,
+                store_id=store_id,
+                name=name,
+                metadata={},
+                embedding_model="model",
+                instructions=instructions,
             )
 
     database.write_now(add)

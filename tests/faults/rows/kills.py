@@ -13,8 +13,9 @@ _IN_BACKGROUND: Final = 4
 _PATIENCE_SECONDS: Final = 90.0
 # The full load, and behind it the suspects, of which one after the other runs.
 _FULL_PATIENCE_SECONDS: Final = 1500.0
-# With answers as slow as a model's, most kills meet work that is under way.
+# With answers as slow as a model's, most kills meet work that is under way; embeddings come from the cache.
 _MODEL_SECONDS: Final = 0.3
+_VECTORS_SECONDS: Final = 0.2
 
 
 async def workers_at_random(harness: Harness) -> RowResult:
@@ -28,6 +29,7 @@ async def workers_at_random(harness: Harness) -> RowResult:
     count, in_background = per_kill * kills, _IN_BACKGROUND * kills
     patience_seconds = _PATIENCE_SECONDS + _FULL_PATIENCE_SECONDS * harness.scale
     harness.proxies["models"].delay_seconds = _MODEL_SECONDS
+    harness.proxies["vectors"].delay_seconds = _VECTORS_SECONDS
     batch_id = await workload.start_batch(client, count, "tokens=3 pause=0.5")
     deaths = Deaths(harness)
     response_ids: list[str] = []
@@ -40,7 +42,7 @@ async def workers_at_random(harness: Harness) -> RowResult:
         await deaths.kill(victim)
         await sending
         response_ids += await asking
-    harness.proxies["models"].delay_seconds = 0.0
+    harness.proxies["models"].delay_seconds = harness.proxies["vectors"].delay_seconds = 0.0
     ended_at = time.monotonic()
     await workload.until_ingested(harness, documents, patience_seconds)
     await workload.judge_batch(client, batch_id, count, result, patience_seconds)

@@ -94,11 +94,9 @@ def _bad_messages(queue: str, task: str, captured: bytes) -> list[tuple[str, byt
         celery_message(queue, task, str(uuid.uuid4()), junk),
         _sealed_by_others(queue, task),
         _renamed(captured, "chat.embed" if queue == "chat" else task),
+        _renamed(captured, "celery.backend_cleanup"),  # Celery itself registers it with every worker
     ]
-    unknown = [
-        celery_message(queue, "nobody.knows", str(uuid.uuid4()), junk),
-        _renamed(captured, "celery.backend_cleanup"),
-    ]
+    unknown = [celery_message(queue, "nobody.knows", str(uuid.uuid4()), junk), _renamed(captured, "nobody.knows")]
     kinds = {"malformed": malformed, "unsealable": unsealable, "unknown_task": unknown}
     return [(reason, message) for reason, messages in kinds.items() for message in messages]
 

@@ -134,15 +134,15 @@ async def broker_full(harness: Harness) -> RowResult:
     with harness.redis("broker") as broker:
 
         async def queued() -> bool:
-            return int(broker.llen("ingest")) >= 20
+            return int(broker.llen("ingest")) > 0  # without a worker the others wait in the ledger
 
         await eventually(queued, 10.0, "the jobs were not dispatched")
+        before = int(broker.llen("ingest"))
         broker.config_set("maxmemory", 1_000_000)
         began = time.monotonic()
         response = await client.send("POST", "/v1/chat/completions", json=_ASK)
         _expect_refusal(result, response, time.monotonic() - began, "queue_full", within_seconds=3.0)
-        waiting = int(broker.llen("ingest"))
-        result.lost += max(0, 20 - waiting)
+        result.lost += max(0, before - int(broker.llen("ingest")))
         evicted = int(broker.info("stats")["evicted_keys"])
         result.expect(evicted == 0, f"{evicted} keys were evicted")
         more = await workload.start_batch(client, 5)
