@@ -21,9 +21,13 @@ class FakeRetriever:
         self.passages = list(passages)
         self.error = error
         self.asked: list[tuple[str, tuple[str, ...], Retrieval]] = []
+        self.gated: list[bool] = []
 
-    async def retrieve(self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval) -> list[Passage]:
+    async def retrieve(
+        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, *, gated: bool = False
+    ) -> list[Passage]:
         self.asked.append((tenant_id, tuple(queries), retrieval))
+        self.gated.append(gated)
         if self.error is not None:
             raise self.error
         return self.passages[: retrieval.max_num_results]

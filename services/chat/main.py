@@ -66,7 +66,7 @@ def create_worker(settings: ChatSettings) -> Worker:
     cache = Cache(settings, worker.keyring)
     embedders = CachedEmbedders(models, cache, settings.embedding_cache_seconds)
     completer = moderated(upstream, moderator, settings)
-    retriever = HybridRetriever(database, collections, embedders, worker.keyring)
+    retriever = HybridRetriever(database, collections, embedders, worker.keyring, settings.relevance_gates)
     compactions = Compactions(worker.keyring)
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     files = AttachedFiles(database, blobs, settings.max_attached_bytes)

@@ -154,9 +154,11 @@ class AnswerPipeline:
         if request.retrieval is None or not question.strip():
             return (), spent
         emit(renderer.searching())
+        # A question that leans on what was said before says too little of what it is about.
+        gated = sum(message.role == "user" for message in request.messages) == 1
         if self._rewriter is not None:
             question, spent = await self._rewriter.standalone(request)
-        passages = await self._retriever.retrieve(tenant_id, [question], request.retrieval)
+        passages = await self._retriever.retrieve(tenant_id, [question], request.retrieval, gated=gated)
         emit(renderer.found([question], passages))
         return passages, spent
 

@@ -73,8 +73,13 @@ class Delta:
 class Retriever(Protocol):
     """Finds passages."""
 
-    async def retrieve(self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval) -> list[Passage]:
+    async def retrieve(
+        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, *, gated: bool = False
+    ) -> list[Passage]:
         """The best passages of the tenant's vector stores, best first.
+
+        Args:
+            gated: whether to find nothing where not even the best has to do with one of the queries.
 
         Raises:
             PlatformError: NOT_FOUND for a missing store, RETRIEVAL_UNAVAILABLE, LLM_* when embedding failed.

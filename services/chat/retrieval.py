@@ -1,6 +1,6 @@
 """Retrieval over Qdrant: embed, one hybrid query, check each hit against the records' live versions, unseal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Final
 
@@ -17,6 +17,7 @@ from libs.common.rag.chunks import ScoredChunk
 from libs.common.rag.collections import Collections
 from libs.common.rag.embedder import Vector
 from libs.common.rag.fusion import HybridWeights
+from libs.common.rag.relevance import relevance
 from libs.common.rag.sparse import encode_query
 from libs.common.rag.vectors import QueryScope
 from libs.common.records import vector_stores
@@ -35,17 +36,29 @@ LiveFiles = dict[tuple[str, str], LiveFile]
 
 
 class HybridRetriever:
-    """The `Retriever` of the running service."""
+    """The `Retriever` of the running service.
+
+    Args:
+        gates: the least relevance, by embedding model; those without one are not gated.
+    """
 
     def __init__(
-        self, database: Database, collections: Collections, embedders: CachedEmbedders, keyring: Keyring
+        self,
+        database: Database,
+        collections: Collections,
+        embedders: CachedEmbedders,
+        keyring: Keyring,
+        gates: Mapping[str, float],
     ) -> None:
         self._database = database
         self._collections = collections
         self._embedders = embedders
         self._sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
+        self._gates = gates
 
-    async def retrieve(self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval) -> list[Passage]:
+    async def retrieve(
+        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, *, gated: bool = False
+    ) -> list[Passage]:
         """See `Retriever`. Several queries are merged: a passage keeps its best score."""
         stores = await self._stores(tenant_id, retrieval)
         for _ in range(_TRIES):
@@ -59,8 +72,33 @@ class HybridRetriever:
             moved = [store.place for store in stores] != [store.place for store in before]
             if not moved and all(_counts(live, hit) for hit in hits):
                 break
-        passages = (self._passage(tenant_id, hit, live) for hit in hits if _counts(live, hit))
-        return list(islice((passage for passage in passages if passage is not None), retrieval.max_num_results))
+        found = (self._passage(tenant_id, hit, live) for hit in hits if _counts(live, hit))
+        passages = list(islice((passage for passage in found if passage is not None), retrieval.max_num_results))
+        if gated and passages and not await self._is_relevant(tenant_id, queries, stores, retrieval, passages):
+            return []
+        return passages
+
+    async def _is_relevant(
+        self,
+        tenant_id: str,
+        queries: Sequence[str],
+        stores: Sequence[VectorStore],
+        retrieval: Retrieval,
+        passages: Sequence[Passage],
+    ) -> bool:
+        """Whether what was found has to do with one of the queries, as far as that can be told."""
+        texts = [" ".join((*passage.heading_path, passage.text)) for passage in passages]
+        for place, store_ids in _by_place(stores).items():
+            least = self._gates.get(place.embedding_model)
+            if least is None:
+                return True
+            scope = QueryScope(tenant_id, tuple(store_ids))
+            vectors = await self._embedders.embed(tenant_id, place.embedding_model, queries)
+            for query, vector in zip(queries, vectors, strict=True):
+                similarity = await self._collections.at(place).similarity(scope, vector, retrieval.filters)
+                if relevance(query, similarity, texts) >= least:
+                    return True
+        return False
 
     async def _stores(self, tenant_id: str, retrieval: Retrieval) -> list[VectorStore]:
         store_ids = retrieval.vector_store_ids
@@ -84,12 +122,9 @@ class HybridRetriever:
     async def _hits(
         self, tenant_id: str, queries: Sequence[str], stores: Sequence[VectorStore], retrieval: Retrieval
     ) -> list[ScoredChunk]:
-        by_place: dict[Place, list[str]] = {}
-        for store in stores:
-            by_place.setdefault(store.place, []).append(store.id)
         found = [
             await self._hits_at(place, QueryScope(tenant_id, tuple(store_ids)), queries, retrieval)
-            for place, store_ids in by_place.items()
+            for place, store_ids in _by_place(stores).items()
         ]
         return in_turn(found)
 
@@ -151,6 +186,14 @@ def in_turn(rankings: Sequence[Sequence[ScoredChunk]]) -> list[ScoredChunk]:
     """
     tiers = zip_longest(*rankings)
     return [hit for tier in tiers for hit in sorted(filter(None, tier), key=lambda hit: -hit.score)]
+
+
+def _by_place(stores: Sequence[VectorStore]) -> dict[Place, list[str]]:
+    """The stores' ids by the collection that holds their chunks."""
+    by_place: dict[Place, list[str]] = {}
+    for store in stores:
+        by_place.setdefault(store.place, []).append(store.id)
+    return by_place
 
 
 def _counts(live: LiveFiles, chunk: ScoredChunk) -> bool:

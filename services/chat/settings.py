@@ -3,8 +3,9 @@
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
+from libs.common.rag.relevance import CALIBRATED
 from libs.common.settings import RetrievalSettings, WorkerSettings
 
 
@@ -23,6 +24,9 @@ class ChatSettings(RetrievalSettings, WorkerSettings):
     # Whether a question with a history is put anew by the model before it is searched for; a model call ahead of the
     # first token.
     rewrite_questions: bool = False
+    # What was found must have this much to do with a question, or it is not in the documents; 0 asks for nothing.
+    # By default what was found right for the packaged embedding model, and nothing for others: their scales differ.
+    min_relevance: float | None = Field(None, ge=0)
     # Of uploaded files that one question shows to the model by their ids.
     max_attached_bytes: int = 8 << 20
     # The longest silence of the upstream that is still taken for thinking.
@@ -39,6 +43,12 @@ class ChatSettings(RetrievalSettings, WorkerSettings):
     moderation_model: str = "docent-rules"
     # What is judged by it without being asked: questions, or questions and answers.
     moderation: Literal["off", "input", "input_output"] = "off"
+
+    @property
+    def relevance_gates(self) -> dict[str, float]:
+        """The least relevance by embedding model."""
+        chosen = {} if self.min_relevance is None else {self.embedding_model: self.min_relevance}
+        return {**CALIBRATED, **chosen}
 
     @property
     def sends_hints(self) -> bool:

@@ -190,7 +190,7 @@ async def library(stack: Stack, database: Database, models: Models) -> AsyncIter
     async with platform_of(stack, database) as platform:
         collections = Collections.connect(settings)
         embedders = CachedEmbedders(embedders_of(settings, concurrency=2), Cache(settings, platform.keyring), 60.0)
-        retriever = HybridRetriever(database, collections, embedders, platform.keyring)
+        retriever = HybridRetriever(database, collections, embedders, platform.keyring, {})
         yield Library(platform, collections, retriever, settings.dimensions_by_model())
         await embedders.aclose()
         await collections.aclose()

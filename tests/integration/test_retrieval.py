@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import orjson
@@ -20,6 +20,7 @@ from libs.common import keys, metrics
 from libs.common.cache.embeddings import CachedEmbedders
 from libs.common.cache.store import Cache
 from libs.common.contracts.chat import Retrieval
+from libs.common.contracts.filters import Comparison
 from libs.common.contracts.ingest import Place
 from libs.common.errors import ErrorCode, PermanentError
 from libs.common.keyring import Keyring
@@ -67,6 +68,10 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     pytest.fail("the vector server did not get ready")
 
 
+# Of the model here, whose texts all have a similarity of at least 0.5.
+_LEAST: Final = 0.95
+
+
 def _vector(text: str) -> list[float]:
     return [1.0, float("crane" in text), float("tide" in text)]
 
@@ -94,7 +99,7 @@ class Library:
         # No cache answers there: every text is embedded.
         cache = Cache(CacheSettings(cache_url="redis://127.0.0.1:9/0"), keyring)
         embedders = CachedEmbedders({model: self.embedder}, cache, 60.0)
-        self.retriever = HybridRetriever(database, collections, embedders, keyring)
+        self.retriever = HybridRetriever(database, collections, embedders, keyring, {model: _LEAST})
         self.sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
 
     def open(self) -> None:
@@ -154,9 +159,11 @@ class Library:
 
         self.database.write_now(write)
 
-    async def find(self, *queries: str, tenant: str = "a", stores: tuple[str, ...] = (), **how: Any) -> list[Passage]:
+    async def find(
+        self, *queries: str, tenant: str = "a", stores: tuple[str, ...] = (), gated: bool = False, **how: Any
+    ) -> list[Passage]:
         retrieval = Retrieval(vector_store_ids=stores or (f"vs_{tenant}_one",), **how)
-        return await self.retriever.retrieve(tenant, queries or ("crane",), retrieval)
+        return await self.retriever.retrieve(tenant, queries or ("crane",), retrieval, gated=gated)
 
 
 def _record(connection: Connection, key: FileKey) -> None:
@@ -298,3 +305,24 @@ async def test_filters_limits_and_thresholds_hold(library: Library) -> None:
 
 async def test_an_empty_store_has_no_passages(library: Library) -> None:
     assert await library.find() == []
+
+
+async def test_a_gated_question_finds_nothing_where_the_best_is_unlike_it(library: Library) -> None:
+    await library.add(_key("x"), "Four cranes stand in the harbour.", "The tide is high at noon.")
+    for question, is_relevant in [
+        ("How many cranes stand in the harbour?", True),  # near, and all its terms are there
+        ("When is the tide?", True),
+        ("Who composed the opera about a flying Dutchman?", False),  # neither
+        ("Which crane composed operas about Dutchmen?", True),  # near alone
+    ]:
+        assert await library.find(question), "an ungated search always finds the least distant"
+        assert bool(await library.find(question, gated=True)) is is_relevant, question
+    assert await library.find("Who composed operas?", "How many cranes?", gated=True), "one of the queries is enough"
+
+
+async def test_a_gate_sees_only_what_the_filters_leave(library: Library) -> None:
+    await library.add(_key("x"), "Four cranes stand in the harbour.", attributes={"port": "north"})
+    await library.add(_key("y"), "The tide is high at noon.", attributes={"port": "south"})
+    south = Comparison(type="eq", key="port", value="south")
+    assert await library.find("How many cranes stand?", gated=True)
+    assert not await library.find("How many cranes stand?", gated=True, filters=south)

@@ -162,6 +162,18 @@ class ChunkCollection:
         )
         return [from_scored_point(point, score) for score, point in found if score >= score_threshold]
 
+    async def similarity(self, scope: QueryScope, dense: Sequence[float], filters: Filter | None = None) -> float:
+        """The cosine similarity of the chunk nearest to `dense`; 0 where there is none."""
+        where = _within(scope.tenant_id, vector_store_ids=scope.vector_store_ids, attributes=filters)
+        try:
+            with self._calling():
+                nearest = await self._client.query_points(
+                    self.alias, query=list(dense), using=DENSE, query_filter=where, limit=1, with_payload=False
+                )
+        except CollectionMissingError:
+            return 0.0  # nothing was ever stored
+        return max((point.score for point in nearest.points), default=0.0)
+
     async def scroll_file(
         self, tenant_id: str, vector_store_id: str, file_id: str, version: int
     ) -> list[RetrievedChunk]:

@@ -181,3 +181,15 @@ async def test_a_search_gives_the_passages() -> None:
         ("file-1", {"year": 2026.0}, 10),
         ("file-2", {}, 20),
     ]
+
+
+@pytest.mark.parametrize(("earlier", "gated"), [((), True), (("How many ships?",), False)])
+async def test_a_question_with_a_history_is_not_gated(earlier: tuple[str, ...], gated: bool) -> None:
+    retriever = FakeRetriever()
+    said = tuple(ChatMessage(role="user", content=text) for text in (*earlier, "And cranes?"))
+    request = question(Shape.CHAT, messages=said, retrieval=RETRIEVAL)
+    reply: RecordingReply[Answer] = RecordingReply()
+    await _pipeline(FakeCompleter(), retriever).answer(request, reply)
+    assert retriever.gated == [gated]
+    assert reply.result is not None
+    assert reply.result.body["choices"][0]["message"]["content"] == NOT_IN_DOCUMENTS

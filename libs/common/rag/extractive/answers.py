@@ -28,7 +28,7 @@ _HEADING_SHARE: Final = 0.6
 _HEADING_FACTOR: Final = 0.4
 _CLOSE_TO_BEST: Final = 0.8
 # Share of the greatest score the question could reach: below it, overlap is taken for chance.
-_MIN_RELEVANCE: Final = 0.24
+_MIN_RELEVANCE: Final = 0.14
 # A handful of sentences says little about how rare a word is; these imagined ones pull IDF towards even weights.
 _IDF_PRIOR_SENTENCES: Final = 5.0
 
