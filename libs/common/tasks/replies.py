@@ -60,11 +60,17 @@ class Outbox:
         self._timer: asyncio.TimerHandle | None = None
         self._last_flush = 0.0
 
-    def wake(self, flush: Callable[[], None]) -> None:
-        """A reply has something to send; `flush` will be called at the next tick."""
+    def wake(self, flush: Callable[[], None], *, at_once: bool = False) -> None:
+        """A reply has something to send; `flush` will be called at the next tick.
+
+        Args:
+            at_once: whether not to wait for one, as with the first token, for which a person waits.
+        """
         self._pending.append(flush)
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if at_once:
+            loop.call_soon(self.flush)
+        elif self._timer is None:
             self._timer = loop.call_at(max(loop.time(), self._last_flush + _TICK_SECONDS), self.flush)
 
     def flush(self) -> None:
@@ -134,7 +140,7 @@ class Reply(Generic[ReplyT]):
         """Send one server-sent event block, such as `data: {…}` and an empty line."""
         self._blocks.append(block)
         if len(self._blocks) == 1:
-            self._outbox.wake(self.flush)
+            self._outbox.wake(self.flush, at_once=self._first == 0)
 
     async def done(self, reply: ReplyT) -> None:
         """End with the final reply; returns when the broker has it."""
