@@ -25,6 +25,7 @@ from benchmarks.documents import SampleFile, pdf_files, text_files
 from benchmarks.ingest_report import Usage, print_runs, print_stages
 from benchmarks.stub_upstream import running_stub, stack_environment
 from libs.local.running import Stack, running_stack
+from libs.local.stack import INGEST_PROCESSES_VARIABLE
 
 DIMENSIONS: Final = 384
 _POLL_SECONDS: Final = 0.1
@@ -123,6 +124,10 @@ async def _chunks(http: aiohttp.ClientSession, stack: Stack) -> int:
     return count
 
 
+def _environment(base_url: str, options: argparse.Namespace) -> dict[str, str]:
+    return stack_environment(base_url, DIMENSIONS) | {INGEST_PROCESSES_VARIABLE: str(options.ingest_processes)}
+
+
 def run_once(options: argparse.Namespace, number: int) -> list[Outcome]:
     """Both loads on a fresh stack."""
     loads = {
@@ -132,7 +137,7 @@ def run_once(options: argparse.Namespace, number: int) -> list[Outcome]:
     with (
         tempfile.TemporaryDirectory() as directory,
         running_stub(DIMENSIONS) as base_url,
-        running_stack(Path(directory), environ=stack_environment(base_url, DIMENSIONS)) as stack,
+        running_stack(Path(directory), environ=_environment(base_url, options)) as stack,
     ):
         return [uvloop.run(measure(stack, name, files, options)) for name, files in loads.items() if files]
 
@@ -145,6 +150,7 @@ def main() -> None:
     parser.add_argument("--pdfs", type=int, default=50)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--batch-files", type=int, default=100)
+    parser.add_argument("--ingest-processes", type=int, default=os.cpu_count(), help="one for each core by default")
     options = parser.parse_args()
     console = Console(width=110)
     console.print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -23,7 +23,6 @@ _HISTOGRAMS: Final = {
     "docent_handler_seconds": "task",
     "docent_stage_seconds": "stage",
 }
-_SERVICES: Final = ("gateway", "ingest")
 
 # Seconds and count by name of the row.
 Stages = dict[str, tuple[float, float]]
@@ -39,29 +38,32 @@ class Usage:
     """
 
     def __init__(self, stack: Stack) -> None:
-        self._urls = {name: stack.program(name).url for name in _SERVICES}
-        programs = {program.name: program.pid for program in stack.status().programs if program.pid is not None}
-        parsers = list(children(programs["ingest"]))
-        self._pids = programs | ({"parser": parsers[0]} if parsers else {})
-        self._ingest = programs["ingest"]
+        programs = [program for program in stack.status().programs if program.pid is not None]
+        self._urls = [program.url for program in programs if program.name.startswith(("gateway", "ingest"))]
+        self._pids = {program.name: program.pid for program in programs if program.pid is not None}
+        self._find_parsers()
         self._cpu = {name: _tree_cpu_seconds(pid) for name, pid in self._pids.items()}
-        self._before = dict(_stages(self._urls))
+        self._before = _stages(self._urls)
         self.cpu_seconds: dict[str, float] = {}
         self.memory_bytes: dict[str, int] = {}
         self.stages: Stages = {}
 
     def end(self) -> None:
         """Take the figures."""
-        for pid in children(self._ingest):  # the parser begins with the first file
-            self._pids.setdefault("parser", pid)
+        self._find_parsers()  # they begin with the first file
         for name, pid in self._pids.items():
             self.cpu_seconds[name] = _tree_cpu_seconds(pid) - self._cpu.get(name, 0.0)
-            family = [pid, *children(pid)] if name == "parser" else [pid]
+            family = [pid, *children(pid)] if name.startswith("parser") else [pid]
             self.memory_bytes[name] = max(map(peak_memory_bytes, family))
-        for name, (seconds, count) in _stages(self._urls):
+        for name, (seconds, count) in _stages(self._urls).items():
             seconds_before, count_before = self._before.get(name, (0.0, 0.0))
             if count > count_before:
                 self.stages[name] = (seconds - seconds_before, count - count_before)
+
+    def _find_parsers(self) -> None:
+        for name, pid in list(self._pids.items()):
+            for parser in children(pid) if name.startswith("ingest") else ():
+                self._pids.setdefault(name.replace("ingest", "parser"), parser)
 
 
 def _tree_cpu_seconds(pid: int) -> float:
@@ -70,19 +72,17 @@ def _tree_cpu_seconds(pid: int) -> float:
     return own + sum(cpu_seconds(child) for child in children(pid) if not list(children(child)))
 
 
-def _stages(urls: dict[str, str]) -> Iterator[tuple[str, tuple[float, float]]]:
-    for service, url in urls.items():
+def _stages(urls: Sequence[str]) -> Stages:
+    values: dict[str, list[float]] = {}
+    for url in urls:
         for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", trust_env=False).text):
-            label = _HISTOGRAMS.get(family.name)
-            if label is None:
-                continue
-            values: dict[str, list[float]] = {}
+            label = _HISTOGRAMS.get(family.name, "")
             for sample in family.samples:
-                if sample.name.endswith(("_sum", "_count")):
-                    row = f"{service} {family.name.split('_')[1]} {sample.labels[label]}"
+                if label and sample.name.endswith(("_sum", "_count")):
+                    row = f"{family.name.split('_')[1]} {sample.labels[label]}"
                     kind = sample.name.endswith("_count")
                     values.setdefault(row, [0.0, 0.0])[kind] += sample.value
-            yield from ((row, (seconds, count)) for row, (seconds, count) in values.items())
+    return {row: (seconds, count) for row, (seconds, count) in values.items()}
 
 
 def print_runs(console: Console, outcomes: Sequence[Outcome]) -> None:

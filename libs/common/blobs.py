@@ -7,13 +7,11 @@ not open. Both ids are the platform's own; nothing that a user chose, such as a 
 import asyncio
 import errno
 import hashlib
-import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import obstore
@@ -129,16 +127,17 @@ class BlobStore:
             async for chunk in opened:
                 yield chunk
 
-    async def read_to(self, tenant_id: str, blob_id: str, path: Path) -> None:
-        """Write the plaintext to a local file that only this user may read; no file is left there if this raises.
+    async def read_into(self, tenant_id: str, blob_id: str, file: BinaryIO) -> None:
+        """Write the plaintext into a local file; if this raises, what is there is not whole.
 
         Raises:
             PermanentError: as for `read`.
         """
-        with _store_errors(), _private_file(path) as file:
-            async with aclosing(self.read(tenant_id, blob_id)) as chunks:
+        async with aclosing(self.read(tenant_id, blob_id)) as chunks:
+            with _store_errors():
                 async for chunk in chunks:
                     file.write(chunk)
+                file.flush()
 
     async def delete(self, tenant_id: str, blob_id: str) -> None:
         """Remove a blob; one that is not there is no error."""
@@ -198,18 +197,6 @@ def _path(tenant_id: str, blob_id: str) -> str:
     if not (_ID.fullmatch(tenant_id) and _ID.fullmatch(blob_id)):
         raise ValueError("Tenant and blob ids are letters, digits, hyphens and underscores.")
     return f"{tenant_id}/{blob_id[:2]}/{blob_id}"
-
-
-@contextmanager
-def _private_file(path: Path) -> Iterator[BinaryIO]:
-    """A local file for this user alone, removed again unless all of the block succeeds."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -4,14 +4,14 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import libs
 from libs.common.keyring import Keyring
-from libs.local.ports import LOOPBACK, Ports
+from libs.local.ports import LOOPBACK, Ports, free_port
 from libs.local.redis_servers import redis_command
 
 ROOT: Final = Path(libs.__file__).resolve().parents[1]
@@ -32,6 +32,9 @@ _PASSED_TO_SERVICES: Final = (
 _PASSED_PREFIXES: Final = ("OTEL_", "OPENAI_", "EMBEDDING_", "ANSWER_CACHE", "SEMANTIC_CACHE_", "IMPORT_")
 # A database of the caller's instead of SQLite; DATABASE_URL itself often means another project's.
 DATABASE_VARIABLE: Final = "DOCENT_DATABASE_URL"
+# Reading and embedding many files is the one work here that one process cannot do on several cores.
+INGEST_PROCESSES_VARIABLE: Final = "INGEST_PROCESSES"
+_MOST_INGEST_PROCESSES: Final = 16
 _OPENAI_URL: Final = "https://api.openai.com/v1"
 
 
@@ -152,8 +155,25 @@ def _services(state_dir: Path, ports: Ports, environ: Mapping[str, str]) -> list
     workers = [
         _service(name, port, {**environment, "HEALTH_PORT": str(port)}, WORKERS) for name, port in health_ports.items()
     ]
+    ingest = next(worker for worker in workers if worker.name == "ingest")
+    more = [another(ingest, "HEALTH_PORT", number) for number in range(2, _ingest_processes(environ) + 1)]
     gateway = {"GATEWAY_HOST": LOOPBACK, **environment, "GATEWAY_PORT": str(ports.gateway)}
-    return [*workers, _service("gateway", ports.gateway, gateway, GATEWAY)]
+    return [*workers, *more, _service("gateway", ports.gateway, gateway, GATEWAY)]
+
+
+def another(program: Program, port_variable: str, number: int) -> Program:
+    """One more process of a service, on a free port of its own."""
+    port = free_port()
+    environment = {**program.environment, port_variable: str(port)}
+    ready = f"http://{LOOPBACK}:{port}/readyz"
+    return replace(program, name=f"{program.name}-{number}", environment=environment, ready=ready)
+
+
+def _ingest_processes(environ: Mapping[str, str]) -> int:
+    text = environ.get(INGEST_PROCESSES_VARIABLE) or "1"
+    if text not in map(str, range(1, _MOST_INGEST_PROCESSES + 1)):
+        raise ValueError(f"{INGEST_PROCESSES_VARIABLE} must be a number between 1 and {_MOST_INGEST_PROCESSES}.")
+    return int(text)
 
 
 def _service(name: str, port: int, environment: Mapping[str, str], stage: int) -> Program:

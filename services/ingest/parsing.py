@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGALRM, SIGKILL, SIGXCPU
 from types import TracebackType
-from typing import Final
+from typing import BinaryIO, Final
 
 import orjson
 
@@ -79,10 +79,13 @@ class Parser:
                 self._server.wait()
         self._control = self._server = None
 
-    async def parse(self, path: Path, filename: str, limits: ParseLimits | None = None, *, owner: str = "") -> Document:
-        """The document in the file at `path`; cancelling kills the process that reads it.
+    async def parse(
+        self, file: BinaryIO, filename: str, limits: ParseLimits | None = None, *, owner: str = ""
+    ) -> Document:
+        """The document in a local file; cancelling kills the process that reads it.
 
         Args:
+            file: open for reading; what was written to it is flushed.
             owner: files of different owners are never read by the same process.
 
         Raises:
@@ -92,7 +95,7 @@ class Parser:
         async with self._slots:
             for _ in range(2):
                 control = self._connected()
-                reply = await self._read(control, path, filename, limits or ParseLimits(), owner)
+                reply = await self._read(control, file, filename, limits or ParseLimits(), owner)
                 if reply is not None:
                     return _document(reply)
                 if self._control is control:  # else another caller has replaced the server already
@@ -100,14 +103,14 @@ class Parser:
         raise RetryableError(ErrorCode.SERVER_ERROR, "The process that reads files stopped. Try again.")
 
     async def _read(
-        self, control: socket.socket, path: Path, filename: str, limits: ParseLimits, owner: str
+        self, control: socket.socket, file: BinaryIO, filename: str, limits: ParseLimits, owner: str
     ) -> bytes | None:
         """A reader's reply, or None when the server has gone."""
         reader = self._take_idle(limits, owner) or _Reader.fork(control, limits, owner)
         if reader is None:
             return None
         try:
-            reply = await reader.read(path, filename)
+            reply = await reader.read(file, filename)
         except BaseException:
             reader.close()
             raise
@@ -187,7 +190,7 @@ class _Reader:
         self._requests.close()
         self._results.close()
 
-    async def read(self, path: Path, filename: str) -> bytes | None:
+    async def read(self, file: BinaryIO, filename: str) -> bytes | None:
         """Its reply, or None when the server has gone.
 
         Raises:
@@ -195,8 +198,9 @@ class _Reader:
         """
         self.goes_on = False
         name = filename[-_MAX_FILENAME_CHARACTERS:].encode("utf-8", "replace")
+        file.seek(0)
         # One that has just died tells by its results.
-        with path.open("rb") as file, suppress(BrokenPipeError, ConnectionResetError):
+        with suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self._requests, [name or b"file"], [file.fileno()])
         try:
             async with asyncio.timeout(self.limits.wall_seconds + _GRACE_SECONDS):

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from libs.common import metrics
@@ -176,13 +176,13 @@ class Pipeline:
         await self.index.delete_older(target, from_position=count, keep_version=keep_version, place=attachment.place)
 
     async def _document(self, target: Target, attachment: Attachment) -> Document:
-        with tempfile.TemporaryDirectory(prefix="docent-ingest-") as folder:
-            path = Path(folder) / "file"
+        # Without a name from the start: whatever ends this process leaves nobody's document in a directory.
+        with tempfile.TemporaryFile() as file:
             with metrics.stage("read_blob"):
-                await self.blobs.read_to(target.tenant_id, attachment.blob_id, path)
+                await self.blobs.read_into(target.tenant_id, attachment.blob_id, file)
             try:
                 with metrics.stage("parse"):
-                    return await self.parser.parse(path, attachment.filename, owner=target.tenant_id)
+                    return await self.parser.parse(file, attachment.filename, owner=target.tenant_id)
             except LoadError as error:
                 raise PermanentError(_ERROR_CODES[error.code], error.message) from error
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from libs.common.contracts.ingest import Place
 from services.ingest.document import Chunk, Document
@@ -153,7 +152,7 @@ class ReindexRecords(Protocol):
 class Blobs(Protocol):
     """Where the files' bytes are."""
 
-    async def read_to(self, tenant_id: str, blob_id: str, path: Path) -> None: ...
+    async def read_into(self, tenant_id: str, blob_id: str, file: BinaryIO) -> None: ...
 
     async def delete(self, tenant_id: str, blob_id: str) -> None: ...
 
@@ -164,7 +163,7 @@ class Parser(Protocol):
     What a hostile file may do to the process that reads it harms no other owner's files.
     """
 
-    async def parse(self, path: Path, filename: str, *, owner: str) -> Document: ...
+    async def parse(self, file: BinaryIO, filename: str, *, owner: str) -> Document: ...
 
 
 class Embedder(Protocol):

@@ -9,7 +9,7 @@ class IngestSettings(RetrievalSettings, ImportSettings, WorkerSettings):
     service_name: str = "ingest"
 
     # Jobs under way at once; most of their time they wait for the embedding model.
-    worker_concurrency: int = 8
+    worker_concurrency: int = 16
     # Files read at once, each in a process of its own that may use a whole core and a GiB of memory.
     parse_children: int = 2
     # Parsed documents and their vectors; the children that read files are limited apart.

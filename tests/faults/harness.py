@@ -23,7 +23,7 @@ from libs.common.records.tables import tenants
 from libs.local.child import Child, State, Timing
 from libs.local.ports import LOOPBACK, free_port, free_ports
 from libs.local.postgres import postgres_available, running_postgres
-from libs.local.stack import DATABASE_VARIABLE, Program, Step, prepare, programs, steps
+from libs.local.stack import DATABASE_VARIABLE, Program, Step, another, prepare, programs, steps
 from libs.local.supervisor import Supervisor
 from services.gateway.auth import new_api_key, store_api_key
 from tests.faults.client import Client
@@ -128,7 +128,7 @@ class Harness:
             await proxy.start()
         environ = {**os.environ, **self._model_environment(), DATABASE_VARIABLE: self._database_url}
         described = [each for each in programs(self.state_dir, self.ports, environ) if each.name != "models"]
-        described += [_second(each) for each in described if each.name in _DOUBLED]
+        described += [another(each, _DOUBLED[each.name], 2) for each in described if each.name in _DOUBLED]
         described = [self._faulty(each) for each in described]
         first_steps = [self._unlimited(step) for step in steps(self.state_dir, self.ports, environ)]
         self._supervisor = Supervisor(self.state_dir, described, first_steps, timing=_TIMING)
@@ -343,11 +343,3 @@ async def running_harness(
             yield harness
         finally:
             await harness.down()
-
-
-def _second(program: Program) -> Program:
-    """Another instance of a service, on a port of its own."""
-    port = free_port()
-    environment = {**program.environment, _DOUBLED[program.name]: str(port)}
-    ready = f"http://{LOOPBACK}:{port}/readyz"
-    return replace(program, name=f"{program.name}-2", environment=environment, ready=ready)

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -29,6 +30,11 @@ def _write(folder: Path, text: str) -> Path:
     path = folder / "upload"
     path.write_text(text)
     return path
+
+
+async def _parse(parser: Parser, path: Path, *args: Any, **options: Any) -> Document:
+    with path.open("rb") as file:
+        return await parser.parse(file, *args, **options)
 
 
 async def _forks(parser: Parser) -> list[str]:
@@ -72,7 +78,7 @@ async def test_real_files_give_their_phrases(parser: Parser, name: str) -> None:
         pytest.skip("the quality set is not beside the project (../shared/quality/files)")
     lines = manifest.read_text().splitlines()
     expected = next(entry["expected"] for entry in map(json.loads, lines) if entry["file"] == name)
-    document = await parser.parse(_FILES / name, Path(name).name)
+    document = await _parse(parser, _FILES / name, Path(name).name)
     text = "".join(document.text.split())
     assert [phrase for phrase in expected["phrases"] if "".join(phrase.split()) not in text] == []
     assert [phrase for phrase in expected.get("absent", []) if phrase in text] == []
@@ -93,39 +99,39 @@ async def test_hostile_files_are_refused(parser: Parser, name: str, says: str) -
     if not _FILES.is_dir():
         pytest.skip("the quality set is not beside the project (../shared/quality/files)")
     with pytest.raises(LoadError, match=says):
-        await parser.parse(_FILES / name, Path(name).name)
+        await _parse(parser, _FILES / name, Path(name).name)
 
 
 async def test_a_file_beyond_its_wall_time_is_stopped(parser: Parser, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="more time"):
-        await parser.parse(_write(tmp_path, _SLOW_HTML), "a.html", ParseLimits(wall_seconds=0.2))
+        await _parse(parser, _write(tmp_path, _SLOW_HTML), "a.html", ParseLimits(wall_seconds=0.2))
     assert await _forks(parser) == []
 
 
 async def test_a_file_beyond_its_processor_time_is_stopped(parser: Parser, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="more time"):
-        await parser.parse(_write(tmp_path, _SLOW_HTML), "a.html", ParseLimits(cpu_seconds=1))
+        await _parse(parser, _write(tmp_path, _SLOW_HTML), "a.html", ParseLimits(cpu_seconds=1))
 
 
 async def test_a_file_beyond_its_memory_is_stopped(parser: Parser, tmp_path: Path) -> None:
     path = _write(tmp_path, "[" + "1," * 20_000_000 + "1]")
     with pytest.raises(LoadError, match="more memory"):
-        await parser.parse(path, "a.json", ParseLimits(memory_bytes=200 * 1024**2))
+        await _parse(parser, path, "a.json", ParseLimits(memory_bytes=200 * 1024**2))
 
 
 async def test_a_file_with_too_much_text_is_refused(parser: Parser, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="more text"):
-        await parser.parse(_write(tmp_path, "word " * 100_000), "a.txt", ParseLimits(result_bytes=10_000))
+        await _parse(parser, _write(tmp_path, "word " * 100_000), "a.txt", ParseLimits(result_bytes=10_000))
     await _until_forks(parser, 0)
 
 
 async def test_a_long_text_arrives_whole(parser: Parser, tmp_path: Path) -> None:
     text = "\n\n".join(f"Paragraph {number} of a long text." for number in range(100_000))
-    assert (await parser.parse(_write(tmp_path, text), "a.txt")).text == text
+    assert (await _parse(parser, _write(tmp_path, text), "a.txt")).text == text
 
 
 async def test_cancelling_kills_the_process_that_reads(parser: Parser, tmp_path: Path) -> None:
-    task = asyncio.create_task(parser.parse(_write(tmp_path, _SLOW_HTML), "a.html"))
+    task = asyncio.create_task(_parse(parser, _write(tmp_path, _SLOW_HTML), "a.html"))
     await _until_forks(parser, 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -135,7 +141,7 @@ async def test_cancelling_kills_the_process_that_reads(parser: Parser, tmp_path:
 
 async def test_no_more_processes_than_allowed_run_at_once(parser: Parser, tmp_path: Path) -> None:
     path = _write(tmp_path, _SLOW_HTML)
-    tasks = [asyncio.create_task(parser.parse(path, "a.html")) for _ in range(5)]
+    tasks = [asyncio.create_task(_parse(parser, path, "a.html")) for _ in range(5)]
     await _until_forks(parser, 2)
     await asyncio.sleep(0.1)
     assert len(await _forks(parser)) == 2
@@ -146,8 +152,8 @@ async def test_no_more_processes_than_allowed_run_at_once(parser: Parser, tmp_pa
 
 async def test_one_file_does_not_wait_for_another_to_end(parser: Parser, tmp_path: Path) -> None:
     path = _write(tmp_path, _SLOW_HTML)
-    short = asyncio.create_task(parser.parse(path, "a.html", ParseLimits(wall_seconds=0.3)))
-    long = asyncio.create_task(parser.parse(path, "a.html"))
+    short = asyncio.create_task(_parse(parser, path, "a.html", ParseLimits(wall_seconds=0.3)))
+    long = asyncio.create_task(_parse(parser, path, "a.html"))
     with pytest.raises(LoadError, match="more time"):
         await short
     assert not long.done()
@@ -157,56 +163,56 @@ async def test_one_file_does_not_wait_for_another_to_end(parser: Parser, tmp_pat
 
 async def test_a_killed_server_is_replaced(parser: Parser, tmp_path: Path) -> None:
     path = _write(tmp_path, "still here")
-    await parser.parse(path, "a.txt")
+    await _parse(parser, path, "a.txt")
     first = parser.server_id
     assert first is not None
     os.kill(first, signal.SIGKILL)
     await _until_ended(first)
-    assert (await parser.parse(path, "a.txt")).text == "still here"
+    assert (await _parse(parser, path, "a.txt")).text == "still here"
     assert parser.server_id != first
 
 
 async def test_one_process_reads_several_files_of_an_owner_and_none_of_another(parser: Parser, tmp_path: Path) -> None:
     for number in range(5):
-        assert (await parser.parse(_write(tmp_path, f"text {number}"), "a.txt", owner="a")).text == f"text {number}"
+        assert (await _parse(parser, _write(tmp_path, f"text {number}"), "a.txt", owner="a")).text == f"text {number}"
     (first,) = await _forks(parser)
-    await parser.parse(_write(tmp_path, "theirs"), "b.txt", owner="b")
+    await _parse(parser, _write(tmp_path, "theirs"), "b.txt", owner="b")
     processes = set(await _forks(parser)) - {first}
-    await parser.parse(_write(tmp_path, "theirs"), "b.txt", owner="b")
+    await _parse(parser, _write(tmp_path, "theirs"), "b.txt", owner="b")
     assert set(await _forks(parser)) - {first} == processes
     assert len(processes) == 1
 
 
 async def test_after_a_number_of_files_a_fresh_process_reads(parser: Parser, tmp_path: Path) -> None:
     path = _write(tmp_path, "text")
-    await parser.parse(path, "a.txt")
+    await _parse(parser, path, "a.txt")
     first = await _forks(parser)
     for _ in range(FILES_PER_FORK):
-        await parser.parse(path, "a.txt")
+        await _parse(parser, path, "a.txt")
     assert await _forks(parser) != first
 
 
 async def test_each_file_has_its_own_processor_time(parser: Parser, tmp_path: Path) -> None:
     slow, limits = _write(tmp_path, "<div>" * 12_000 + "text"), ParseLimits(cpu_seconds=1)
     for _ in range(8):
-        await parser.parse(slow, "a.html", limits)
+        await _parse(parser, slow, "a.html", limits)
     with pytest.raises(LoadError, match="more time"):
-        await parser.parse(_write(tmp_path, _SLOW_HTML), "a.html", limits)
+        await _parse(parser, _write(tmp_path, _SLOW_HTML), "a.html", limits)
 
 
 async def test_a_process_that_died_while_it_waited_is_replaced(parser: Parser, tmp_path: Path) -> None:
     path = _write(tmp_path, "still here")
-    await parser.parse(path, "a.txt")
+    await _parse(parser, path, "a.txt")
     (waiting,) = await _forks(parser)
     os.kill(int(waiting), signal.SIGKILL)
     await _until_ended(int(waiting))
-    assert (await parser.parse(path, "a.txt")).text == "still here"
+    assert (await _parse(parser, path, "a.txt")).text == "still here"
     assert await _forks(parser) != [waiting]
 
 
 async def test_closing_ends_the_server_and_its_forks(tmp_path: Path) -> None:
     parser = Parser(max_children=1)
-    task = asyncio.create_task(parser.parse(_write(tmp_path, _SLOW_HTML), "a.html"))
+    task = asyncio.create_task(_parse(parser, _write(tmp_path, _SLOW_HTML), "a.html"))
     await _until_forks(parser, 1)
     processes = [Path("/proc", process) for process in (*await _forks(parser), str(parser.server_id))]
     task.cancel()
@@ -219,7 +225,7 @@ async def test_the_server_sees_none_of_our_environment(
     parser: Parser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCENT_TEST_SECRET", "do-not-leak")
-    await parser.parse(_write(tmp_path, "text"), "a.txt")
+    await _parse(parser, _write(tmp_path, "text"), "a.txt")
     environment = await asyncio.to_thread(Path(f"/proc/{parser.server_id}/environ").read_bytes)
     assert b"do-not-leak" not in environment
 
@@ -230,7 +236,7 @@ def test_it_works_on_a_uvloop_in_another_thread(tmp_path: Path) -> None:
 
     async def read() -> None:
         with Parser(max_children=4) as parser:
-            documents.extend(await asyncio.gather(*(parser.parse(path, "a.md") for _ in range(8))))
+            documents.extend(await asyncio.gather(*(_parse(parser, path, "a.md") for _ in range(8))))
 
     thread = threading.Thread(target=lambda: uvloop.run(read()))
     thread.start()

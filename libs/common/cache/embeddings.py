@@ -17,11 +17,11 @@ class CachedEmbedder:
     embedded must not tell whether somebody else has it.
     """
 
-    def __init__(self, embedder: Embedder, cache: Cache, keep_seconds: float) -> None:
+    def __init__(self, embedder: Embedder, cache: Cache, keep_seconds: float, linger_seconds: float = 0.0) -> None:
         self._embedder = embedder
         self._cache = cache
         self._keep_seconds = keep_seconds
-        self._new = Joined(self._embed, most=BATCH_TEXTS, at_once=embedder.concurrency)
+        self._new = Joined(self._embed, most=BATCH_TEXTS, at_once=embedder.concurrency, linger_seconds=linger_seconds)
         self._form = struct.Struct(f"<{embedder.dimension}f")
         self._model = f"{embedder.model}.{embedder.dimension}"
 
@@ -51,10 +51,18 @@ class CachedEmbedder:
 
 
 class CachedEmbedders:
-    """The embedding models of a deployment, by name."""
+    """The embedding models of a deployment, by name.
 
-    def __init__(self, embedders: Mapping[str, Embedder], cache: Cache, keep_seconds: float) -> None:
-        self._by_model = {name: CachedEmbedder(embedder, cache, keep_seconds) for name, embedder in embedders.items()}
+    Args:
+        linger_seconds: how long new texts wait for those of other callers, to go to the model together.
+    """
+
+    def __init__(
+        self, embedders: Mapping[str, Embedder], cache: Cache, keep_seconds: float, *, linger_seconds: float = 0.0
+    ) -> None:
+        self._by_model = {
+            name: CachedEmbedder(embedder, cache, keep_seconds, linger_seconds) for name, embedder in embedders.items()
+        }
 
     def of(self, model: str) -> CachedEmbedder:
         """One model.

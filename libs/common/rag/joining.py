@@ -1,7 +1,7 @@
 """What several callers ask for at the same time, asked in few calls.
 
-Nobody waits for company: a call begins at once while there is room for one, and takes whatever has come up meanwhile
-when there was none. So an idle server is asked as soon as ever, and a busy one less often.
+Where somebody waits for the results nobody waits for company: a call begins at once while there is room for one, and
+takes whatever has come up meanwhile when there was none. Where only throughput counts, requests linger for company.
 """
 
 import asyncio
@@ -29,12 +29,25 @@ class Joined(Generic[ItemT, ResultT]):
         call: gives a result for each item, in order.
         most: items of one call, unless a single request has more.
         at_once: calls under way at the same time.
+        linger_seconds: how long a request waits for company.
+        enough: so many items wait no longer; `most` by default.
     """
 
-    def __init__(self, call: Callable[[list[ItemT]], Awaitable[Sequence[ResultT]]], *, most: int, at_once: int) -> None:
+    def __init__(
+        self,
+        call: Callable[[list[ItemT]], Awaitable[Sequence[ResultT]]],
+        *,
+        most: int,
+        at_once: int,
+        linger_seconds: float = 0.0,
+        enough: int | None = None,
+    ) -> None:
         self._call = call
         self._most = most
         self._room = at_once
+        self._linger_seconds = linger_seconds
+        self._enough = most if enough is None else enough
+        self._lingering: asyncio.TimerHandle | None = None
         self._waiting: deque[_Request[ItemT, ResultT]] = deque()
 
     async def ask(self, items: Sequence[ItemT]) -> list[ResultT]:
@@ -45,10 +58,17 @@ class Joined(Generic[ItemT, ResultT]):
         """
         request: _Request[ItemT, ResultT] = _Request(items)
         self._waiting.append(request)
-        self._begin()
+        if self._linger_seconds and sum(len(each.items) for each in self._waiting) < self._enough:
+            if self._lingering is None:
+                self._lingering = asyncio.get_running_loop().call_later(self._linger_seconds, self._begin)
+        else:
+            self._begin()
         return await request.results
 
     def _begin(self) -> None:
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         while self._room and (requests := self._next()):
             self._room -= 1
             task = asyncio.create_task(self._run(requests))
@@ -71,7 +91,8 @@ class Joined(Generic[ItemT, ResultT]):
             await self._answer(requests)
         finally:
             self._room += 1
-            self._begin()
+            if self._lingering is None:
+                self._begin()
 
     async def _answer(self, requests: "list[_Request[ItemT, ResultT]]") -> None:
         try:

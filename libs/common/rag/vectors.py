@@ -35,6 +35,7 @@ BATCH_CHUNKS: Final = 64
 # Of several callers, in one request; and how many such requests are under way at once.
 _UPSERT_CHUNKS: Final = 256
 _UPSERTS: Final = 2
+_LINGER_SECONDS: Final = 0.02
 PAGE_CHUNKS: Final = 256
 
 _PAYLOAD_INDEXES: Final[dict[str, models.KeywordIndexParams | models.PayloadSchemaType]] = {
@@ -89,7 +90,9 @@ class ChunkCollection:
         self.alias = f"chunks__{slug}__{dimension}" + ("" if generation == 1 else f"__{generation}")
         self._client = client
         self._dimension = dimension
-        self._upserts = Joined(self._upsert, most=_UPSERT_CHUNKS, at_once=_UPSERTS)
+        self._upserts = Joined(
+            self._upsert, most=_UPSERT_CHUNKS, at_once=_UPSERTS, linger_seconds=_LINGER_SECONDS, enough=BATCH_CHUNKS
+        )
         self._upstream = Upstream(
             "qdrant", "The vector database", ErrorCode.RETRIEVAL_UNAVAILABLE, answers=(CollectionMissingError,)
         )

@@ -6,6 +6,7 @@ before its message is pushed; the repairs are done by one process at a time, the
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
@@ -27,6 +28,8 @@ _log = get_logger(__name__)
 _LOST_AFTER_SECONDS = 3.0
 # In a queue that never empties, a message popped by a worker that died is noticed by its age alone.
 _SURELY_LOST_AFTER_SECONDS = 120.0
+# Between two rounds.
+_PAUSE_SECONDS = 0.01
 
 
 class Dispatcher:
@@ -86,11 +89,11 @@ class Dispatcher:
                 next_repair = loop.time() + self._settings.reconcile_interval_seconds
             for queue in self._queues:
                 await self._guarded(queue, repair=repair)
-            try:
+            # Places become free one by one: a round for each of them would cost more than they wait.
+            await asyncio.sleep(_PAUSE_SECONDS)
+            with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_repair):
                     await self._nudged.wait()
-            except TimeoutError:
-                continue
 
     async def _guarded(self, queue: Queue, *, repair: bool) -> None:
         try:

@@ -1,10 +1,8 @@
 """The pipeline over in-memory ports: what is stored, what is cleared, and what each ending leaves behind."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -72,7 +70,7 @@ class World:
     chunks: dict[tuple[int, int], tuple[str, Attributes]] = field(default_factory=dict)
     blobs: set[str] = field(default_factory=lambda: {"blob_1"})
     stores_deleted: list[str] = field(default_factory=list)
-    paths: list[Path] = field(default_factory=list)
+    files: list[BinaryIO] = field(default_factory=list)
     usage_bytes: int = 0
     twins: dict[str, Attachment] = field(default_factory=dict)
     copyable: set[str] = field(default_factory=set)
@@ -100,20 +98,21 @@ class World:
     async def confirm_attributes(self, job: Job, _target: Target, _attributes: Attributes) -> None:
         await job.finish()
 
-    async def read_to(self, _tenant_id: str, blob_id: str, path: Path) -> None:
+    async def read_into(self, _tenant_id: str, blob_id: str, file: BinaryIO) -> None:
         if blob_id not in self.blobs:
             raise PermanentError(ErrorCode.NOT_FOUND, "The stored content was not found.")
-        await asyncio.to_thread(path.write_text, self.text)
-        self.paths.append(path)
+        file.write(self.text.encode())
+        self.files.append(file)
 
     async def delete(self, _tenant_id: str, blob_id: str) -> None:
         self.blobs.discard(blob_id)
 
-    async def parse(self, path: Path, _filename: str, *, owner: str) -> Document:
+    async def parse(self, file: BinaryIO, _filename: str, *, owner: str) -> Document:
         assert owner == FakeJob.tenant_id
         if self.failure:
             raise self.failure
-        text = await asyncio.to_thread(path.read_text)
+        file.seek(0)
+        text = file.read().decode()
         blocks = [Block(part) for part in text.split("\n\n") if part]
         return Document.of(blocks, media_type="text/plain", title="Ports")
 
@@ -189,7 +188,7 @@ async def test_progress_is_told_in_chunks_and_no_temporary_file_stays() -> None:
     total = len(world.chunks)
     assert total > BATCH_CHUNKS
     assert job.reported == [(0, total), (BATCH_CHUNKS, total), (total, total)]
-    assert [path.parent.exists() for path in world.paths] == [False]
+    assert [file.closed for file in world.files] == [True]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +200,7 @@ async def test_a_file_that_cannot_be_read_says_why(code: Any, expected: ErrorCod
     with pytest.raises(PermanentError, match="is a program") as caught:
         await world.pipeline().ingest(_REQUEST, FakeJob())
     assert caught.value.code is expected
-    assert [path.exists() for path in world.paths] == [False]
+    assert [file.closed for file in world.files] == [True]
 
 
 async def test_a_document_without_words_is_an_invalid_file() -> None:
@@ -249,7 +248,7 @@ async def test_overtaken_by_a_newer_version_it_touches_nothing_of_that() -> None
     world.chunks = {(2, 0): ("of the newer version", {})}
     await world.pipeline().ingest(_REQUEST, FakeJob())
     assert _versions(world) == {2}
-    assert world.paths == []
+    assert world.files == []
 
 
 async def test_overtaken_while_it_runs_it_leaves_the_newer_version_alone() -> None:
@@ -331,7 +330,7 @@ async def test_a_live_version_only_has_its_attributes_brought_up_to_date() -> No
     world.chunks = {(1, 0): ("text", {"year": 1999.0})}
     await world.pipeline().ingest(_REQUEST, job)
     assert world.chunks == {(1, 0): ("text", {"year": 2024.0})}
-    assert world.paths == []
+    assert world.files == []
     assert job.finished
 
 
@@ -372,7 +371,7 @@ async def test_chunks_of_the_same_content_are_taken_over_instead_of_made() -> No
     world.chunks = {(1, 2): ("left by an attempt that died", {})}
     await world.pipeline().ingest(_REQUEST, FakeJob())
     assert world.chunks == {(1, n): (f"copied {n}", {"year": 2024.0}) for n in range(2)}
-    assert (world.usage_bytes, world.paths) == (77, [])
+    assert (world.usage_bytes, world.files) == (77, [])
 
 
 @pytest.mark.parametrize("way", ["never stored", "damaged", "detached meanwhile", "another version meanwhile"])

@@ -61,6 +61,21 @@ def test_stores_come_first_and_the_gateway_is_a_stage_of_its_own() -> None:
     assert {name for name, stage in stages.items() if stage == GATEWAY} == {"gateway"}
 
 
+@pytest.mark.enable_socket  # it looks for a port by binding to it
+def test_ingest_may_have_several_processes() -> None:
+    programs = _programs({"INGEST_PROCESSES": "3"})
+    ingest = [programs[name] for name in ("ingest", "ingest-2", "ingest-3")]
+    assert len({program.environment["HEALTH_PORT"] for program in ingest}) == 3
+    assert {program.stage for program in ingest} == {WORKERS}
+    assert len(programs) == len(_programs({})) + 2
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "17", "1.0"])
+def test_a_number_of_processes_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="INGEST_PROCESSES must be a number"):
+        _programs({"INGEST_PROCESSES": text})
+
+
 def test_services_are_told_where_everything_is() -> None:
     chat = _programs({})["chat"].environment
     assert chat["BROKER_URL"] == "redis://127.0.0.1:6390/0"

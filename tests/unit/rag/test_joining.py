@@ -49,6 +49,18 @@ async def test_what_comes_up_during_a_call_is_asked_together() -> None:
     assert server.calls == [[1], [2, 3, 4], [5, 6]]
 
 
+async def test_requests_that_may_linger_wait_for_company_or_for_enough() -> None:
+    server = Server()
+    server.open.set()
+    joined = Joined(server.double, most=4, at_once=1, linger_seconds=0.05, enough=3)
+    assert await asyncio.gather(*_asked(joined, [1], [2])) == [[2], [4]]
+    assert server.calls == [[1, 2]]
+    patient = Joined(server.double, most=4, at_once=1, linger_seconds=3600.0, enough=3)
+    async with asyncio.timeout(60):
+        assert await asyncio.gather(*_asked(patient, [3], [4, 5])) == [[6], [8, 10]]
+    assert server.calls == [[1, 2], [3, 4, 5]]
+
+
 async def test_an_idle_server_is_asked_at_once_and_a_large_request_alone() -> None:
     server = Server()
     tasks = _asked(Joined(server.double, most=2, at_once=2), [1], [2, 3, 4], [5])
