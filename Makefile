@@ -10,10 +10,10 @@ SEEDS ?= 1
 SCALE ?= 0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test judge quality faults demo up down status rotate-keys logs lock openapi
+.PHONY: help install check test judge quality faults bench-ingest bench-streams demo up down status rotate-keys logs lock openapi
 
 help:  ## print this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## make the virtual environment and install everything, pinned
 
@@ -38,6 +38,12 @@ quality: install  ## retrieval, answers and files measured over HTTP (SETS=folde
 
 faults: install  ## break everything on purpose (ROWS=2,5 SEEDS=20 SCALE=1.0), show what came of it
 	$(BIN)/python -m tests.faults --rows "$(ROWS)" --seeds $(SEEDS) --scale $(SCALE) --json $(STATE)/faults.json
+
+bench-ingest: install  ## how fast files become searchable, and where the time goes by stage
+	$(BIN)/python -m benchmarks.ingest
+
+bench-streams: install  ## the first token beside the upstream's own, and 200 streams at once
+	$(BIN)/python -m benchmarks.streams
 
 demo: install  ## start everything, ask the sample documents, continue, run a batch, say where things are
 	$(BIN)/python -m tools.demo --state-dir $(STATE)

@@ -7,7 +7,7 @@ from libs.common.contracts.base import Message, TaskSpec
 from libs.common.contracts.chat import Retrieval
 from libs.common.errors import PlatformError
 from libs.common.tasks.replies import Reply
-from services.chat.ports import Delta, Passage, Prompt
+from services.chat.ports import Delta, ForAnswer, Passage, Prompt
 
 ReplyT = TypeVar("ReplyT", bound=Message)
 RequestT = TypeVar("RequestT", bound=Message)
@@ -21,13 +21,13 @@ class FakeRetriever:
         self.passages = list(passages)
         self.error = error
         self.asked: list[tuple[str, tuple[str, ...], Retrieval]] = []
-        self.gated: list[bool] = []
+        self.answers: list[ForAnswer | None] = []
 
     async def retrieve(
-        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, *, gated: bool = False
+        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, answer: ForAnswer | None = None
     ) -> list[Passage]:
         self.asked.append((tenant_id, tuple(queries), retrieval))
-        self.gated.append(gated)
+        self.answers.append(answer)
         if self.error is not None:
             raise self.error
         return self.passages[: retrieval.max_num_results]

@@ -106,6 +106,7 @@ FIRST_TOKEN_SECONDS: Final = Histogram(
 # Tokens as the model counted them; `kind` is input or output, `model` a configured one.
 TOKENS: Final = Counter("docent_tokens", "Tokens used", ["kind", "model"], registry=REGISTRY)
 # Answers by another model than the one asked for, because that one was away; `model` is the one that answered.
+RERANK_FAILURES: Final = Counter("docent_rerank_failures", "Searches not reranked", registry=REGISTRY)
 FALLBACK_ANSWERS: Final = Counter("docent_fallback_answers", "Answers by another model", ["model"], registry=REGISTRY)
 # Look-ups by layer: answer and embedding on the cache Redis, the same with `_local` in the process's memory before it,
 # and `alike`, the semantic cache; `result` is hit or miss.

@@ -27,9 +27,9 @@ _PASSED_TO_SERVICES: Final = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CHAT_MODELS", "CHAT_FALLBACK_MODELS", "GATEWAY_HOST"),
     *("SUMMARIES", "HISTORY_TOKENS"),
     *("MODERATION", "MODERATION_MODEL"),
-    *("REWRITE_QUESTIONS", "MIN_RELEVANCE", "CONTEXT_TOKENS", "UPSTREAM_HINTS"),
+    *("REWRITE_QUESTIONS", "MIN_RELEVANCE", "CONTEXT_TOKENS", "PASSAGE_TOKENS", "UPSTREAM_HINTS"),
 )
-_PASSED_PREFIXES: Final = ("OTEL_", "OPENAI_", "EMBEDDING_", "ANSWER_CACHE", "SEMANTIC_CACHE_", "IMPORT_")
+_PASSED_PREFIXES: Final = ("OTEL_", "OPENAI_", "EMBEDDING_", "ANSWER_CACHE", "SEMANTIC_CACHE_", "IMPORT_", "RERANK_")
 # A database of the caller's instead of SQLite; DATABASE_URL itself often means another project's.
 DATABASE_VARIABLE: Final = "DOCENT_DATABASE_URL"
 # Reading and embedding many files is the one work here that one process cannot do on several cores.

@@ -31,6 +31,7 @@ from services.chat.file_content import FileContents
 from services.chat.moderation import Moderation
 from services.chat.pipeline import AnswerPipeline
 from services.chat.preparing import Preparer
+from services.chat.reranking import reranker_of
 from services.chat.retrieval import HybridRetriever
 from services.chat.rewriting import Rewriter
 from services.chat.settings import ChatSettings
@@ -48,10 +49,13 @@ def create_worker(settings: ChatSettings) -> Worker:
     embedder = models[settings.embedding_model]
     upstream = UpstreamCompleter(settings)
     moderator = moderator_of(settings)
+    reranker = reranker_of(settings)
 
     async def close() -> None:
         await upstream.aclose()
         await moderator.aclose()
+        if reranker is not None:
+            await reranker.aclose()
         await embedders.aclose()
         await collections.aclose()
         await cache.aclose()
@@ -66,13 +70,13 @@ def create_worker(settings: ChatSettings) -> Worker:
     cache = Cache(settings, worker.keyring)
     embedders = CachedEmbedders(models, cache, settings.embedding_cache_seconds)
     completer = moderated(upstream, moderator, settings)
-    retriever = HybridRetriever(database, collections, embedders, worker.keyring, settings.relevance_gates)
+    retriever = HybridRetriever(database, collections, embedders, worker.keyring, settings.relevance_gates, reranker)
     compactions = Compactions(worker.keyring)
     blobs = BlobStore.open(settings.blobs_url, worker.keyring.segment_sealer(keys.FILES_PURPOSE))
     files = AttachedFiles(database, blobs, settings.max_attached_bytes)
     preparer = Preparer(StoreInstructions(database), compactions, files, context_tokens=settings.context_tokens)
     rewriter = Rewriter(completer) if settings.rewrite_questions else None
-    pipeline = AnswerPipeline(retriever, completer, embedder, preparer, rewriter)
+    pipeline = AnswerPipeline(retriever, completer, embedder, preparer, rewriter, settings.passage_tokens)
     shared = SharedAnswers(cache, database, embedders.of(settings.embedding_model), settings)
     answers = CachingAnswers(pipeline, shared)
     shards = ShardRunner(pipeline, database, worker.keyring, worker.messages, settings.shard_concurrency)

@@ -27,7 +27,7 @@ from libs.common.tasks.replies import DONE_BLOCK, Reply, sse_block
 from services.chat.chat_rendering import ChatRenderer
 from services.chat.citations import Citation, CitationFilter
 from services.chat.extraction import EXTRACTIVE_MODEL, extracted
-from services.chat.ports import Completer, Delta, ModelsAwayError, Passage, Retriever, Usage
+from services.chat.ports import Completer, Delta, ForAnswer, ModelsAwayError, Passage, Retriever, Usage
 from services.chat.preparing import Preparer
 from services.chat.prompt import build_prompt, question_of
 from services.chat.rendering import Author, Event, Renderer
@@ -40,7 +40,11 @@ NOT_IN_DOCUMENTS = "The documents do not answer this question."
 
 
 class AnswerPipeline:
-    """Answers, searches and embeds."""
+    """Answers, searches and embeds.
+
+    Args:
+        passage_tokens: how far a passage that a model is shown grows by what stands around it; 0: not at all.
+    """
 
     def __init__(
         self,
@@ -49,12 +53,14 @@ class AnswerPipeline:
         embedder: Embedder,
         preparer: Preparer | None = None,
         rewriter: Rewriter | None = None,
+        passage_tokens: int = 0,
     ) -> None:
         self._retriever = retriever
         self._completer = completer
         self._embedder = embedder
         self._preparer = preparer
         self._rewriter = rewriter
+        self._passage_tokens = passage_tokens
 
     async def answer(self, request: AnswerRequest, reply: Reply[Answer], renderer: Renderer | None = None) -> None:
         """Answer one question; a stored answer is passed on, so that it is safe before it counts as completed.
@@ -158,7 +164,10 @@ class AnswerPipeline:
         gated = sum(message.role == "user" for message in request.messages) == 1
         if self._rewriter is not None:
             question, spent = await self._rewriter.standalone(request)
-        passages = await self._retriever.retrieve(tenant_id, [question], request.retrieval, gated=gated)
+        # The extractive model takes sentences out of passages: with more around them it takes others.
+        tokens = 0 if request.model == EXTRACTIVE_MODEL else self._passage_tokens
+        answer = ForAnswer(gated=gated, passage_tokens=tokens)
+        passages = await self._retriever.retrieve(tenant_id, [question], request.retrieval, answer)
         emit(renderer.found([question], passages))
         return passages, spent
 

@@ -23,7 +23,11 @@ class ModelsAwayError(RetryableError):
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A chunk as retrieved. `score` is in [0, 1]; `start` and `end` are character offsets in the file's text."""
+    """A chunk, or several side by side, as retrieved.
+
+    `score` is in [0, 1]; `start` and `end` are character offsets in the file's text; `version` is the file's, and
+    `position` that of the first chunk within it.
+    """
 
     vector_store_id: str
     file_id: str
@@ -35,6 +39,8 @@ class Passage:
     end: int
     heading_path: tuple[str, ...] = ()
     attributes: dict[str, str | float | bool] | None = None
+    version: int = 1
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +76,45 @@ class Delta:
     degraded: bool = False
 
 
+class Reranker(Protocol):
+    """Judges passages once more, slower and better than a search can.
+
+    Attributes:
+        candidates: how many of the best that were found it is shown.
+    """
+
+    candidates: int
+
+    async def scores(self, queries: Sequence[str], texts: Sequence[str]) -> list[float] | None:
+        """How much each text has to do with the query that it fits best, 0..1; None where that cannot be had now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ForAnswer:
+    """How passages are found that an answer is made from, where a search shows what was found as it is.
+
+    Nothing is there twice.
+
+    Args:
+        gated: whether nothing is found rather than what has nothing to do with the question.
+        passage_tokens: how far each passage grows by what stands around it; 0: not at all.
+    """
+
+    gated: bool
+    passage_tokens: int
+
+
 class Retriever(Protocol):
     """Finds passages."""
 
     async def retrieve(
-        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, *, gated: bool = False
+        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, answer: ForAnswer | None = None
     ) -> list[Passage]:
         """The best passages of the tenant's vector stores, best first.
 
         Args:
-            gated: whether to find nothing where not even the best has to do with one of the queries.
+            answer: what passages are wanted like that an answer is made from.
 
         Raises:
             PlatformError: NOT_FOUND for a missing store, RETRIEVAL_UNAVAILABLE, LLM_* when embedding failed.

@@ -1,6 +1,7 @@
 """Retrieval over Qdrant: embed, one hybrid query, check each hit against the records' live versions, unseal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import Final
 
@@ -13,7 +14,7 @@ from libs.common.contracts.ingest import Place
 from libs.common.errors import PermanentError
 from libs.common.keyring import Keyring
 from libs.common.logs import get_logger
-from libs.common.rag.chunks import ScoredChunk
+from libs.common.rag.chunks import RetrievedChunk, ScoredChunk, point_id
 from libs.common.rag.collections import Collections
 from libs.common.rag.embedder import Vector
 from libs.common.rag.fusion import HybridWeights
@@ -23,7 +24,8 @@ from libs.common.rag.vectors import QueryScope
 from libs.common.records import vector_stores
 from libs.common.records.database import Database
 from libs.common.records.vector_stores import LiveFile, VectorStore
-from services.chat.ports import Passage
+from services.chat.passages import distinct, joined, neighbours_of
+from services.chat.ports import ForAnswer, Passage, Reranker
 
 _log = get_logger(__name__)
 # While a file's version changes its chunks are there twice: old ones must not crowd out those that count.
@@ -40,6 +42,7 @@ class HybridRetriever:
 
     Args:
         gates: the least relevance, by embedding model; those without one are not gated.
+        reranker: puts what was found in its order, where there is one and the request does not forbid it.
     """
 
     def __init__(
@@ -49,15 +52,17 @@ class HybridRetriever:
         embedders: CachedEmbedders,
         keyring: Keyring,
         gates: Mapping[str, float],
+        reranker: Reranker | None = None,
     ) -> None:
         self._database = database
         self._collections = collections
         self._embedders = embedders
         self._sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
         self._gates = gates
+        self._reranker = reranker
 
     async def retrieve(
-        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, *, gated: bool = False
+        self, tenant_id: str, queries: Sequence[str], retrieval: Retrieval, answer: ForAnswer | None = None
     ) -> list[Passage]:
         """See `Retriever`. Several queries are merged: a passage keeps its best score."""
         stores = await self._stores(tenant_id, retrieval)
@@ -72,11 +77,37 @@ class HybridRetriever:
             moved = [store.place for store in stores] != [store.place for store in before]
             if not moved and all(_counts(live, hit) for hit in hits):
                 break
-        found = (self._passage(tenant_id, hit, live) for hit in hits if _counts(live, hit))
-        passages = list(islice((passage for passage in found if passage is not None), retrieval.max_num_results))
-        if gated and passages and not await self._is_relevant(tenant_id, queries, stores, retrieval, passages):
+        found: Iterator[Passage] = filter(None, (self._passage(tenant_id, hit, live) for hit in hits))
+        if (reranker := self._reranker_for(retrieval)) is not None:
+            found = iter(await _reranked(reranker, queries, list(islice(found, reranker.candidates)), retrieval))
+        if answer is None:
+            return list(islice(found, retrieval.max_num_results))
+        passages = list(islice(distinct(found), retrieval.max_num_results))
+        relevant = not answer.gated or await self._is_relevant(tenant_id, queries, stores, retrieval, passages)
+        if not passages or not relevant:
             return []
-        return passages
+        return await self._widened(tenant_id, stores, passages, answer.passage_tokens)
+
+    async def _widened(
+        self, tenant_id: str, stores: Sequence[VectorStore], passages: Sequence[Passage], most_tokens: int
+    ) -> list[Passage]:
+        """The passages with their neighbours; these are of the versions that were live a moment ago."""
+        if most_tokens == 0:
+            return list(passages)
+        names = {(passage.vector_store_id, passage.file_id): passage for passage in passages}
+        wanted = neighbours_of(passages)
+        neighbours: list[Passage] = []
+        with metrics.stage("retrieve"):
+            for place, store_ids in _by_place(stores).items():
+                ids = [point_id(tenant_id, *each) for each in wanted if each[0] in store_ids]
+                for chunk in await self._collections.at(place).chunks(tenant_id, ids):
+                    hit = names[chunk.vector_store_id, chunk.file_id]
+                    neighbour = self._opened(tenant_id, chunk, hit.filename, hit.score)
+                    neighbours += [neighbour] if neighbour is not None else []
+        return joined(passages, neighbours, most_tokens)
+
+    def _reranker_for(self, retrieval: Retrieval) -> Reranker | None:
+        return self._reranker if retrieval.rerank else None
 
     async def _is_relevant(
         self,
@@ -145,18 +176,26 @@ class HybridRetriever:
     async def _query(
         self, place: Place, scope: QueryScope, query: str, vector: Vector, retrieval: Retrieval
     ) -> list[ScoredChunk]:
+        reranker = self._reranker_for(retrieval)
         return await self._collections.at(place).query(
             scope,
             vector,
             encode_query(query),
             filters=retrieval.filters,
-            limit=retrieval.max_num_results * _HITS_PER_PASSAGE,
+            limit=max(retrieval.max_num_results, reranker.candidates if reranker else 0) * _HITS_PER_PASSAGE,
             weights=HybridWeights(retrieval.embedding_weight, retrieval.text_weight),
-            score_threshold=retrieval.score_threshold,
+            # What counts then is the reranker's score.
+            score_threshold=0.0 if reranker else retrieval.score_threshold,
         )
 
     def _passage(self, tenant_id: str, chunk: ScoredChunk, live: LiveFiles) -> Passage | None:
-        """The hit as a passage; None when it is damaged."""
+        """The hit as a passage; None when it does not count, or is damaged."""
+        if not _counts(live, chunk):
+            return None
+        filename = live[chunk.vector_store_id, chunk.file_id].filename
+        return self._opened(tenant_id, chunk, filename, chunk.score)
+
+    def _opened(self, tenant_id: str, chunk: RetrievedChunk, filename: str, score: float) -> Passage | None:
         context = (tenant_id, chunk.vector_store_id, chunk.file_id, str(chunk.version), str(chunk.position))
         try:
             content = orjson.loads(self._sealer.open(chunk.sealed, *context))
@@ -168,15 +207,28 @@ class HybridRetriever:
         return Passage(
             vector_store_id=chunk.vector_store_id,
             file_id=chunk.file_id,
-            filename=live[chunk.vector_store_id, chunk.file_id].filename,
+            filename=filename,
             text=content["text"],
-            score=chunk.score,
+            score=score,
             page=content["page"],
             start=content["start"],
             end=content["end"],
             heading_path=tuple(content["heading_path"]),
             attributes=chunk.attributes,
+            version=chunk.version,
+            position=chunk.position,
         )
+
+
+async def _reranked(
+    reranker: Reranker, queries: Sequence[str], passages: list[Passage], retrieval: Retrieval
+) -> list[Passage]:
+    """The passages in the reranker's order, or as they were while it is away; the weak ones left out."""
+    scores = await reranker.scores(queries, [passage.text for passage in passages]) if passages else None
+    if scores is not None:
+        judged = [replace(passage, score=score) for passage, score in zip(passages, scores, strict=True)]
+        passages = sorted(judged, key=lambda passage: -passage.score)
+    return [passage for passage in passages if passage.score >= retrieval.score_threshold]
 
 
 def in_turn(rankings: Sequence[Sequence[ScoredChunk]]) -> list[ScoredChunk]:

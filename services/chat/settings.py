@@ -27,6 +27,16 @@ class ChatSettings(RetrievalSettings, WorkerSettings):
     # What was found must have this much to do with a question, or it is not in the documents; 0 asks for nothing.
     # By default what was found right for the packaged embedding model, and nothing for others: their scales differ.
     min_relevance: float | None = Field(None, ge=0)
+    # How far a passage grows by what stands around it under the same heading, by estimate; 0: not at all. Not for the
+    # extractive model.
+    passage_tokens: int = Field(256, ge=0)
+    # A server with the API `POST {base}/rerank` that puts what was found in its own order; none by default.
+    rerank_base_url: str | None = None
+    rerank_model: str = ""
+    rerank_api_key: SecretStr = SecretStr("local")
+    # How many of the best it is shown, and how long it may take before the order stands as it was.
+    rerank_candidates: int = Field(50, ge=1, le=200)
+    rerank_timeout_seconds: float = Field(2.0, gt=0)
     # Of uploaded files that one question shows to the model by their ids.
     max_attached_bytes: int = 8 << 20
     # The longest silence of the upstream that is still taken for thinking.

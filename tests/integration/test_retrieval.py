@@ -36,7 +36,7 @@ from libs.common.records.tables import tenants
 from libs.common.records.tables import vector_stores as stores_table
 from libs.common.records.vector_store_files import FileKey
 from libs.common.settings import CacheSettings
-from services.chat.ports import Passage
+from services.chat.ports import ForAnswer, Passage
 from services.chat.retrieval import HybridRetriever
 
 pytestmark = pytest.mark.timeout(60)
@@ -101,6 +101,7 @@ class Library:
         embedders = CachedEmbedders({model: self.embedder}, cache, 60.0)
         self.retriever = HybridRetriever(database, collections, embedders, keyring, {model: _LEAST})
         self.sealer = keyring.sealer(keys.CHUNKS_PURPOSE)
+        self.reranked_by = partial(HybridRetriever, database, collections, embedders, keyring, {model: _LEAST})
 
     def open(self) -> None:
         def write(connection: Connection) -> None:
@@ -144,7 +145,9 @@ class Library:
         await self.collection.upsert(chunks)
 
     def _sealed(self, key: FileKey, version: int, position: int, text: str) -> bytes:
-        content = {"text": text, "start": 10, "end": 20, "page": 3, "heading_path": ["Port", "Cranes"], "filename": "x"}
+        start = 10 + 100 * position
+        content = {"text": text, "start": start, "end": start + len(text), "page": 3, "filename": "x"}
+        content["heading_path"] = ["Port", "Cranes"]
         context = (key.tenant_id, key.vector_store_id, key.file_id, str(version), str(position))
         return self.sealer.seal(orjson.dumps(content), *context)
 
@@ -160,10 +163,17 @@ class Library:
         self.database.write_now(write)
 
     async def find(
-        self, *queries: str, tenant: str = "a", stores: tuple[str, ...] = (), gated: bool = False, **how: Any
+        self,
+        *queries: str,
+        tenant: str = "a",
+        stores: tuple[str, ...] = (),
+        gated: bool = False,
+        answer: ForAnswer | None = None,
+        **how: Any,
     ) -> list[Passage]:
         retrieval = Retrieval(vector_store_ids=stores or (f"vs_{tenant}_one",), **how)
-        return await self.retriever.retrieve(tenant, queries or ("crane",), retrieval, gated=gated)
+        answer = answer or (ForAnswer(gated=True, passage_tokens=0) if gated else None)
+        return await self.retriever.retrieve(tenant, queries or ("crane",), retrieval, answer)
 
 
 def _record(connection: Connection, key: FileKey) -> None:
@@ -202,7 +212,7 @@ async def test_a_passage_is_what_was_stored(library: Library) -> None:
     [best, *_] = await library.find("crane")
     assert best.text == "the crane lifts"
     assert (best.vector_store_id, best.file_id, best.filename) == ("vs_a_one", "file-x", "file-x.txt")
-    assert (best.page, best.start, best.end, best.heading_path) == (3, 10, 20, ("Port", "Cranes"))
+    assert (best.page, best.start, best.end, best.heading_path) == (3, 10, 25, ("Port", "Cranes"))
     assert best.attributes == {"year": 2026.0}
     assert 0 <= best.score <= 1
 
@@ -326,3 +336,64 @@ async def test_a_gate_sees_only_what_the_filters_leave(library: Library) -> None
     south = Comparison(type="eq", key="port", value="south")
     assert await library.find("How many cranes stand?", gated=True)
     assert not await library.find("How many cranes stand?", gated=True, filters=south)
+
+
+async def test_a_passage_for_a_model_holds_what_stands_around_it(library: Library) -> None:
+    texts = ["the quay is long", "the crane is old", "the tide is high"]
+    await library.add(_key("x"), *texts)
+    await library.add(_key("y"), "the crane of y")
+    await library.add(_key("foreign", tenant="b"), *texts)
+    wide = ForAnswer(gated=False, passage_tokens=100)
+    found = await library.find("crane", answer=wide, embedding_weight=0.0)
+    assert {passage.file_id: passage.text for passage in found} == {
+        "file-x": "\n".join(texts),
+        "file-y": "the crane of y",
+    }
+    narrow = ForAnswer(gated=False, passage_tokens=0)
+    assert "the crane is old" in _texts(await library.find("crane", answer=narrow, embedding_weight=0.0))
+
+
+async def test_neighbours_are_of_the_version_that_is_live(library: Library) -> None:
+    await library.add(_key("x"), "the crane is old", "the quay is short")
+    await library.add(_key("x"), "the crane is new", "the quay is long", version=2, live=False)
+    [found] = await library.find("crane", answer=ForAnswer(gated=False, passage_tokens=100), embedding_weight=0.0)
+    assert found.text == "the crane is old\nthe quay is short"
+
+
+async def test_copies_take_one_place_in_an_answer_and_theirs_in_a_search(library: Library) -> None:
+    await library.add(_key("x"), "The crane is old.")
+    await library.add(_key("y"), "the crane is OLD")
+    await library.add(_key("z"), "A crane is not old.")
+    for_answer = ForAnswer(gated=False, passage_tokens=0)
+    found = await library.find("crane old", answer=for_answer, max_num_results=2)
+    assert len(found) == 2
+    assert "A crane is not old." in _texts(found)
+    assert len(await library.find("crane old")) == 3
+
+
+class _Backwards:
+    """A reranker that likes long texts, or is away."""
+
+    candidates = 10
+
+    def __init__(self) -> None:
+        self.away = False
+        self.shown: list[list[str]] = []
+
+    async def scores(self, queries: Sequence[str], texts: Sequence[str]) -> list[float] | None:
+        self.shown.append(list(texts))
+        return None if self.away else [len(text) / 100 * len(queries) for text in texts]
+
+
+async def test_a_reranker_has_the_last_word_unless_it_is_away_or_not_wanted(library: Library) -> None:
+    await library.add(_key("x"), "crane", "crane crane", "a crane among other things")
+    reranker = _Backwards()
+    library.retriever = library.reranked_by(reranker)
+    found = await library.find("crane", max_num_results=1)
+    assert (_texts(found), found[0].score) == (["a crane among other things"], 0.26)
+    assert len(reranker.shown[0]) == 3
+    assert _texts(await library.find("crane", score_threshold=0.2)) == ["a crane among other things"]
+    plain = _texts(await library.find("crane", rerank=False))
+    assert len(reranker.shown) == 2
+    reranker.away = True
+    assert _texts(await library.find("crane")) == plain

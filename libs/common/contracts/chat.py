@@ -37,6 +37,7 @@ class Retrieval(Message):
     score_threshold: float = 0.0
     embedding_weight: float = 1.0
     text_weight: float = 1.0
+    rerank: bool = True
 
 
 class Turn(Message):

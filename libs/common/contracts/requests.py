@@ -184,6 +184,7 @@ def retrieval_of(
         score_threshold=options.score_threshold if options else 0.0,
         embedding_weight=hybrid.embedding_weight,
         text_weight=hybrid.text_weight,
+        rerank=options is None or options.ranker != "none",
     )
 
 

@@ -189,6 +189,15 @@ class ChunkCollection:
         # Points come in the order of their ids, which are hashes.
         return sorted(map(from_record, records), key=lambda chunk: chunk.position)
 
+    async def chunks(self, tenant_id: str, ids: Sequence[str]) -> list[RetrievedChunk]:
+        """The tenant's chunks of these points, in no order; those that are not there are left out."""
+        if not ids:
+            return []
+        own = models.Filter(must=[_within(tenant_id), models.HasIdCondition(has_id=list(ids))])
+        with self._calling():
+            records, _ = await self._client.scroll(self.alias, own, limit=len(ids), with_payload=True)
+        return [from_record(record) for record in records]
+
     async def pages_with_vectors(
         self, tenant_id: str, vector_store_id: str, file_id: str, version: int
     ) -> AsyncIterator[list[models.Record]]:

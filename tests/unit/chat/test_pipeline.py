@@ -10,7 +10,7 @@ from libs.common.errors import ErrorCode, PermanentError, RetryableError, not_fo
 from libs.common.rag.embedder import Embedder
 from libs.common.tasks.replies import DONE_BLOCK
 from services.chat.pipeline import NOT_IN_DOCUMENTS, AnswerPipeline
-from services.chat.ports import Delta, Usage
+from services.chat.ports import Delta, ForAnswer, Usage
 from services.chat.prompt import INSTRUCTIONS
 from tests.fakes import FakeCompleter, FakeRetriever, RecordingReply
 from tests.unit.chat.examples import RETRIEVAL, passage, question
@@ -190,6 +190,6 @@ async def test_a_question_with_a_history_is_not_gated(earlier: tuple[str, ...], 
     request = question(Shape.CHAT, messages=said, retrieval=RETRIEVAL)
     reply: RecordingReply[Answer] = RecordingReply()
     await _pipeline(FakeCompleter(), retriever).answer(request, reply)
-    assert retriever.gated == [gated]
+    assert retriever.answers == [ForAnswer(gated=gated, passage_tokens=0)]
     assert reply.result is not None
     assert reply.result.body["choices"][0]["message"]["content"] == NOT_IN_DOCUMENTS
