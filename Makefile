@@ -8,9 +8,10 @@ STATE ?= .local
 ROWS ?=
 SEEDS ?= 1
 SCALE ?= 0.1
+CHUNKS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test judge quality faults bench-ingest bench-streams demo up down status rotate-keys logs lock openapi
+.PHONY: help install check test judge quality faults bench-ingest bench-streams bench-scale demo up down status rotate-keys logs lock openapi
 
 help:  ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ bench-ingest: install  ## how fast files become searchable, and where the time g
 
 bench-streams: install  ## the first token beside the upstream's own, and 200 streams at once
 	$(BIN)/python -m benchmarks.streams
+
+bench-scale: install  ## how storing and searching grow with the number of chunks (CHUNKS=1000000)
+	$(BIN)/python -m benchmarks.scale --up-to $(CHUNKS)
 
 demo: install  ## start everything, ask the sample documents, continue, run a batch, say where things are
 	$(BIN)/python -m tools.demo --state-dir $(STATE)
