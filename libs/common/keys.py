@@ -15,6 +15,7 @@ Broker Redis
     `cancels`                 channel ids of requests to stop
 Cache Redis
     `embedding:<tenant>:…`    string  sealed vectors by model and keyed hash of the text
+    `pace:<model>:<unit>`     string  until when a model's requests or tokens are spent, Unix seconds; no tenant's own
     `answer:<tenant>:…`       string  sealed answers by keyed hash of the whole request
     `alike:<tenant>:…`        list    sealed vectors of questions that differ in wording alone, with their answers' keys
 """
@@ -79,6 +80,11 @@ def replies(process_id: str) -> str:
 def embedding(tenant_id: str, model: str, digest: str) -> str:
     """The vector of a text."""
     return f"embedding:{tenant_id}:{model}:{digest}"
+
+
+def embedding_pace(model: str, unit: str) -> str:
+    """How much of what an embedding model may be sent is spent, by all tenants together."""
+    return f"pace:{model}:{unit}"
 
 
 def answer(tenant_id: str, digest: str) -> str:

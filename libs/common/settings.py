@@ -140,6 +140,9 @@ class RetrievalSettings(CacheSettings):
     embedding_api_key: SecretStr = SecretStr("local")
     embedding_model: str = "all-minilm-l6-v2"
     embedding_dimensions: int = 384
+    # What each embedding model may be sent, by all processes together; 0 is no limit. Tokens are estimated.
+    embedding_requests_per_minute: float = Field(0, ge=0)
+    embedding_tokens_per_minute: float = Field(0, ge=0)
     # Models that vector stores may move to, or have not moved from yet: {"name": {"dimensions": 1024}}.
     embedding_models: Annotated[dict[str, FurtherModel], NoDecode] = {}
 

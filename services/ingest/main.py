@@ -51,7 +51,7 @@ def build(settings: IngestSettings) -> Worker:
 
     worker = Worker(settings, [Queue.INGEST], database=database, shutdown=close)
     cache = Cache(settings, worker.keyring)
-    models = embedders_of(settings, concurrency=settings.embedding_concurrency)
+    models = embedders_of(settings, concurrency=settings.embedding_concurrency, waits=True)
     embeddings = CachedEmbedders(
         models, cache, settings.embedding_cache_seconds, linger_seconds=_EMBEDDING_LINGER_SECONDS
     )

@@ -57,6 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = failure.encode()
         self.send_response(failure if isinstance(failure, int) else 200)
         self.send_header("Content-Type", "application/json")
+        self.send_header("Retry-After", "7")
         self.send_header("Content-Length", str(len(body) + 50 * (failure == "cut")))
         self.end_headers()
         self.wfile.write(body)
@@ -125,6 +126,7 @@ async def test_a_lasting_failure_is_unavailable_after_two_attempts(failure: int 
             await embedder.embed(["abc"])
         await embedder.aclose()
     assert raised.value.code is ErrorCode.LLM_UNAVAILABLE
+    assert raised.value.retry_after_seconds == (7.0 if isinstance(failure, int) else None)
     assert str(endpoint.server_port) not in str(raised.value)
     assert len(endpoint.batches) == 2
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import binascii
+import re
 import struct
 from base64 import b64decode
 from collections.abc import Sequence
@@ -23,15 +24,20 @@ from openai import (
 )
 from pydantic import BaseModel, ValidationError
 
+from libs.common.contracts.token_estimates import estimate_text_tokens
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
 from libs.common.rag.model_http import model_http_client
+from libs.common.rag.pacing import Pace
 from libs.common.settings import RetrievalSettings
+from libs.common.tasks.broker import BrokerConnection
 from libs.common.upstreams import Upstream
 
 # A list, because that is the only form the Qdrant client takes without converting it.
 Vector = list[float]
 
 BATCH_TEXTS: Final = 64
+_SECONDS: Final = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_LONGEST_RETRY_AFTER_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class Embedder:
         dimension: length of its vectors; any other length is refused.
         concurrency: batches under way at the same time, over all calls.
         timeout_seconds: limit of one attempt of one batch.
+        pace: of the requests, where they are limited.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class Embedder:
         dimension: int,
         concurrency: int = 2,
         timeout_seconds: float = 30.0,
+        pace: Pace | None = None,
     ) -> None:
         self.model = model
         self.dimension = dimension
@@ -88,6 +96,7 @@ class Embedder:
         self.concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
         self._upstream = Upstream(f"embeddings/{model}", "The embedding model", ErrorCode.LLM_UNAVAILABLE)
+        self._pace = pace
         self._client: AsyncOpenAI | None = None
 
     async def embed(self, texts: Sequence[str]) -> EmbedResult:
@@ -112,9 +121,13 @@ class Embedder:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+        if self._pace is not None:
+            await self._pace.aclose()
 
     async def _embed_batch(self, texts: Sequence[str]) -> EmbedResult:
         async with self._slots:
+            if self._pace is not None:
+                await self._pace.turn(sum(map(estimate_text_tokens, texts)))
             try:
                 body = await self._post(texts)
             except RetryableError as error:
@@ -182,8 +195,15 @@ def _platform_error(error: APIError) -> PlatformError:
         return RetryableError(ErrorCode.LLM_UNAVAILABLE, "The embedding model could not be reached.")
     status = error.status_code if isinstance(error, APIStatusError) else 0
     if status == 429 or status >= 500:
-        return RetryableError(ErrorCode.LLM_UNAVAILABLE, f"The embedding model answered with status {status}.")
+        message = f"The embedding model answered with status {status}."
+        return RetryableError(ErrorCode.LLM_UNAVAILABLE, message, retry_after_seconds=_retry_after_seconds(error))
     return _bad_response(f"The embedding model refused the request with status {status}.")
+
+
+def _retry_after_seconds(error: APIError) -> float | None:
+    """When the server wants to be asked again, as far as it says so in seconds and that is not for ever."""
+    header = error.response.headers.get("retry-after", "") if isinstance(error, APIStatusError) else ""
+    return min(float(header), _LONGEST_RETRY_AFTER_SECONDS) if _SECONDS.fullmatch(header) else None
 
 
 def _is_timeout(error: APITimeoutError) -> bool:
@@ -196,13 +216,30 @@ def _bad_response(message: str) -> PermanentError:
     return PermanentError(ErrorCode.LLM_BAD_RESPONSE, message)
 
 
-def embedders_of(settings: RetrievalSettings, *, concurrency: int) -> dict[str, Embedder]:
-    """A client for each embedding model of the settings; nothing is sent yet."""
+def embedders_of(settings: RetrievalSettings, *, concurrency: int, waits: bool = False) -> dict[str, Embedder]:
+    """A client for each embedding model of the settings; nothing is sent yet.
+
+    Args:
+        waits: whether its requests wait where a model may not be sent more for the moment.
+    """
     key = settings.embedding_api_key.get_secret_value()
     urls = {name: model.base_url for name, model in settings.embedding_models.items()}
     return {
         name: Embedder(
-            urls.get(name) or settings.embedding_base_url, key, model=name, dimension=length, concurrency=concurrency
+            urls.get(name) or settings.embedding_base_url,
+            key,
+            model=name,
+            dimension=length,
+            concurrency=concurrency,
+            pace=_pace_of(settings, name, waits=waits),
         )
         for name, length in settings.dimensions_by_model().items()
     }
+
+
+def _pace_of(settings: RetrievalSettings, model: str, *, waits: bool) -> Pace | None:
+    requests, tokens = settings.embedding_requests_per_minute, settings.embedding_tokens_per_minute
+    if not requests and not tokens:
+        return None
+    redis = BrokerConnection(settings.cache_url, timeout_seconds=settings.cache_timeout_seconds, name="cache")
+    return Pace(redis, model, requests_per_minute=requests, tokens_per_minute=tokens, waits=waits)
