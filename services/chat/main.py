@@ -4,9 +4,12 @@ Run by `python -m services.chat.main`. Consumes the queue `chat`, where people w
 come after them. Needs the model upstream, the vector store, the database (reads of records, jobs) and both Redis.
 """
 
+from functools import partial
+
 from libs.common import keys
 from libs.common.blobs import BlobStore
 from libs.common.cache.embeddings import CachedEmbedders
+from libs.common.cache.pacing import pace_of
 from libs.common.cache.store import Cache
 from libs.common.configuration import configured
 from libs.common.contracts.background import ANSWER_BACKGROUND
@@ -45,7 +48,8 @@ from services.chat.upstream_moderation import moderated, moderator_of
 def create_worker(settings: ChatSettings) -> Worker:
     """The service with its handlers, ready to run."""
     database = Database(settings.database_url)
-    models, collections = embedders_of(settings, concurrency=8), Collections.connect(settings)
+    models = embedders_of(settings, concurrency=8, pace_of=partial(pace_of, settings, waits=False))
+    collections = Collections.connect(settings)
     embedder = models[settings.embedding_model]
     upstream = UpstreamCompleter(settings)
     moderator = moderator_of(settings)

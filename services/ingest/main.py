@@ -3,11 +3,13 @@
 Consumes the queue `ingest`. Run by `python -m services.ingest.main`.
 """
 
+from functools import partial
 from typing import Final
 
 from libs.common import keys
 from libs.common.blobs import BlobStore
 from libs.common.cache.embeddings import CachedEmbedders
+from libs.common.cache.pacing import pace_of
 from libs.common.cache.store import Cache
 from libs.common.configuration import configured
 from libs.common.contracts.base import Queue
@@ -51,7 +53,8 @@ def build(settings: IngestSettings) -> Worker:
 
     worker = Worker(settings, [Queue.INGEST], database=database, shutdown=close)
     cache = Cache(settings, worker.keyring)
-    models = embedders_of(settings, concurrency=settings.embedding_concurrency, waits=True)
+    pace = partial(pace_of, settings, waits=True)
+    models = embedders_of(settings, concurrency=settings.embedding_concurrency, pace_of=pace)
     embeddings = CachedEmbedders(
         models, cache, settings.embedding_cache_seconds, linger_seconds=_EMBEDDING_LINGER_SECONDS
     )

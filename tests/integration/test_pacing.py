@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 
 from libs.common import keys
+from libs.common.cache.pacing import BURST_SECONDS, SharedPace
 from libs.common.errors import ErrorCode, RetryableError
-from libs.common.rag.pacing import BURST_SECONDS, Pace
 from libs.common.tasks.broker import BrokerConnection
 from libs.local.ports import LOOPBACK, free_port
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.timeout(60)
 @asynccontextmanager
 async def paced(
     url: str, model: str, *, requests: float = 0, tokens: float = 0, waits: bool = True
-) -> AsyncIterator[Pace]:
+) -> AsyncIterator[SharedPace]:
     redis = BrokerConnection(url, timeout_seconds=1.0)
-    pace = Pace(redis, model, requests_per_minute=requests, tokens_per_minute=tokens, waits=waits)
+    pace = SharedPace(redis, model, requests_per_minute=requests, tokens_per_minute=tokens, waits=waits)
     try:
         yield pace
     finally:
@@ -38,7 +38,7 @@ def model() -> str:
     return uuid4().hex
 
 
-async def _seconds(pace: Pace, tokens: int) -> float:
+async def _seconds(pace: SharedPace, tokens: int) -> float:
     loop = asyncio.get_running_loop()
     began = loop.time()
     await pace.turn(tokens)

@@ -5,11 +5,11 @@ import binascii
 import re
 import struct
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import isfinite
-from typing import Final
+from typing import Final, Protocol
 
 import aiohttp
 import httpx2
@@ -27,9 +27,7 @@ from pydantic import BaseModel, ValidationError
 from libs.common.contracts.token_estimates import estimate_text_tokens
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
 from libs.common.rag.model_http import model_http_client
-from libs.common.rag.pacing import Pace
 from libs.common.settings import RetrievalSettings
-from libs.common.tasks.broker import BrokerConnection
 from libs.common.upstreams import Upstream
 
 # A list, because that is the only form the Qdrant client takes without converting it.
@@ -46,6 +44,20 @@ class EmbedResult:
 
     vectors: list[Vector]
     tokens: int
+
+
+class Pace(Protocol):
+    """Says when a request may be sent."""
+
+    async def turn(self, tokens: int) -> None:
+        """Return when one of so many tokens may be.
+
+        Raises:
+            RetryableError: LLM_UNAVAILABLE, when that is not soon.
+        """
+        ...
+
+    async def aclose(self) -> None: ...
 
 
 class _Usage(BaseModel):
@@ -216,11 +228,13 @@ def _bad_response(message: str) -> PermanentError:
     return PermanentError(ErrorCode.LLM_BAD_RESPONSE, message)
 
 
-def embedders_of(settings: RetrievalSettings, *, concurrency: int, waits: bool = False) -> dict[str, Embedder]:
+def embedders_of(
+    settings: RetrievalSettings, *, concurrency: int, pace_of: Callable[[str], Pace | None] = lambda _: None
+) -> dict[str, Embedder]:
     """A client for each embedding model of the settings; nothing is sent yet.
 
     Args:
-        waits: whether its requests wait where a model may not be sent more for the moment.
+        pace_of: the pace of a model's requests, if they are limited.
     """
     key = settings.embedding_api_key.get_secret_value()
     urls = {name: model.base_url for name, model in settings.embedding_models.items()}
@@ -231,15 +245,7 @@ def embedders_of(settings: RetrievalSettings, *, concurrency: int, waits: bool =
             model=name,
             dimension=length,
             concurrency=concurrency,
-            pace=_pace_of(settings, name, waits=waits),
+            pace=pace_of(name),
         )
         for name, length in settings.dimensions_by_model().items()
     }
-
-
-def _pace_of(settings: RetrievalSettings, model: str, *, waits: bool) -> Pace | None:
-    requests, tokens = settings.embedding_requests_per_minute, settings.embedding_tokens_per_minute
-    if not requests and not tokens:
-        return None
-    redis = BrokerConnection(settings.cache_url, timeout_seconds=settings.cache_timeout_seconds, name="cache")
-    return Pace(redis, model, requests_per_minute=requests, tokens_per_minute=tokens, waits=waits)

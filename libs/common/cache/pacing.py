@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from libs.common import keys
 from libs.common.errors import ErrorCode, PlatformError, RetryableError
+from libs.common.settings import RetrievalSettings
 from libs.common.tasks.broker import BrokerConnection
 
 # Of a minute's allowance, so much may be spent at once.
@@ -38,7 +39,7 @@ return tostring(wait)
 """
 
 
-class Pace:
+class SharedPace:
     """The pace of one model's requests. Must be used within one event loop.
 
     While Redis is away each process keeps the whole pace by itself.
@@ -98,3 +99,12 @@ class Pace:
         if wait_seconds <= most:
             self._spent = {name: until + cost for (name, until), cost in zip(spent.items(), costs, strict=True)}
         return wait_seconds
+
+
+def pace_of(settings: RetrievalSettings, model: str, *, waits: bool) -> SharedPace | None:
+    """The pace of a model, if the settings limit it."""
+    requests, tokens = settings.embedding_requests_per_minute, settings.embedding_tokens_per_minute
+    if not requests and not tokens:
+        return None
+    redis = BrokerConnection(settings.cache_url, timeout_seconds=settings.cache_timeout_seconds, name="cache")
+    return SharedPace(redis, model, requests_per_minute=requests, tokens_per_minute=tokens, waits=waits)
