@@ -19,7 +19,7 @@ from libs.common.contracts.items import normalise_items
 from libs.common.contracts.response_objects import response_object
 from libs.common.contracts.stored_completions import stored_messages
 from libs.common.keyring import Keyring
-from libs.common.records import batches, file_batches, files, tables, uploads, vector_stores
+from libs.common.records import batches, file_batches, files, tables, uploads, vector_store_files, vector_stores
 from libs.common.records.database import Database, epoch_now
 from libs.common.tasks.replies import sse_block
 from libs.common.tasks.submission import submit
@@ -243,6 +243,7 @@ def _attach(connection: Connection, store_id: str, file_id: str, state: dict[str
             usage_bytes=12,
             latest_version=1,
             created_at=epoch_now(),
+            **vector_store_files.NOT_REINDEXED,
             **state,
         )
     )
