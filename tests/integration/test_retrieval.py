@@ -1,14 +1,7 @@
 """The retriever against the vector server and real records."""
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -38,34 +31,15 @@ from libs.common.records.vector_store_files import FileKey
 from libs.common.settings import CacheSettings
 from services.chat.ports import ForAnswer, Passage
 from services.chat.retrieval import HybridRetriever
+from tests.vector_servers import running_vector_server
 
 pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    path = tmp_path_factory.mktemp("vectors")
-    command = [sys.executable, "-m", "libs.local.vector_server", "--port", str(port), "--path", str(path)]
-    with subprocess.Popen([*command, "--log-level", "error"], cwd=Path(__file__).parents[2]) as process:
-        try:
-            _wait_until_ready(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=1):  # noqa: S310 - a loopback address made here
-                return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.05)
-    pytest.fail("the vector server did not get ready")
+    with running_vector_server(tmp_path_factory.mktemp("vectors")) as url:
+        yield url
 
 
 # Of the model here, whose texts all have a similarity of at least 0.5.

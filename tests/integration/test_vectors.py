@@ -2,14 +2,8 @@
 
 import asyncio
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
@@ -22,6 +16,7 @@ from libs.common.rag.chunks import Attributes, ChunkPayload, ScoredChunk, Stored
 from libs.common.rag.fusion import HybridWeights
 from libs.common.rag.sparse import encode_document, encode_query
 from libs.common.rag.vectors import ChunkCollection, CollectionMissingError, QueryScope
+from tests.vector_servers import running_vector_server
 
 FILTER: TypeAdapter[Comparison | Compound] = TypeAdapter(Filter)
 SCOPE_A = QueryScope("tenant-a", ("store",))
@@ -32,17 +27,8 @@ DENSE = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = _free_port()
-    path = tmp_path_factory.mktemp("vectors")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "libs.local.vector_server", "--port", str(port), "--path", str(path)]
-    with subprocess.Popen([*command, "--log-level", "error"], cwd=root) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_ready(url, process)
-            yield url
-        finally:
-            process.terminate()
+    with running_vector_server(tmp_path_factory.mktemp("vectors")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -58,17 +44,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=1):  # noqa: S310 - a loopback address made here
-                return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.05)
-    pytest.fail("the vector server did not get ready")
 
 
 def _file(
