@@ -2,18 +2,20 @@
 
 # One file, five images:  docker build --build-arg SERVICE=chat -t docent-chat .
 # SERVICE is one of: gateway chat ingest batch conversations
+# EXTRAS adds to it: with --build-arg EXTRAS=,ocr ingest reads scanned pages.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 ARG SERVICE=gateway
 
 FROM ${PYTHON_IMAGE} AS build
 ARG SERVICE
+ARG EXTRAS=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /build
 RUN python -m venv /venv && mkdir libs services
 COPY pyproject.toml README.md constraints.txt ./
 # The package is installed without its code: this layer then changes with the dependencies alone, and no image gets
 # the code of another service.
-RUN /venv/bin/pip install -c constraints.txt ".[${SERVICE}]" && /venv/bin/pip uninstall --yes pip setuptools
+RUN /venv/bin/pip install -c constraints.txt ".[${SERVICE}${EXTRAS}]" && /venv/bin/pip uninstall --yes pip setuptools
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG SERVICE

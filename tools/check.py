@@ -12,7 +12,7 @@ from rich.console import Console
 
 _BIN: Final = Path(sys.executable).parent
 # Distributions that deptry cannot see in use: a driver named in a URL, an accelerator, one another needs.
-_UNSEEN: Final = "psycopg|hiredis|uvicorn|httptools|aiohttp|kombu|docent"
+_UNSEEN: Final = "psycopg|hiredis|uvicorn|httptools|aiohttp|kombu|onnxruntime|docent"
 _RETRIEVAL: Final = "libs/common/rag/"
 _FETCHING: Final = "libs/common/outbound/fetching.py"
 _WORKER: Final = "libs/common/tasks/(pool|transport|worker).py"
@@ -36,7 +36,8 @@ def checks(services: list[str]) -> dict[str, list[str]]:
 
 
 def _deptry(service: str, services: list[str]) -> list[str]:
-    others = [name for name in (*services, "local", "all", "dev") if name != service]
+    own = {service, "ocr"} if service == "ingest" else {service}
+    others = [name for name in (*services, "ocr", "local", "all", "dev") if name not in own]
     return [
         "deptry", "libs/common", f"services/{service}",
         "--optional-dependencies-dev-groups", ",".join(others),

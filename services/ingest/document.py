@@ -4,7 +4,7 @@ Pure data: nothing here knows files, queues or stores. Offsets everywhere are in
 citation can point at the exact words.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Literal
@@ -40,7 +40,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The text of a file: `text` is the blocks' texts joined by a blank line, `offsets` where each block starts."""
+    """The text of a file: `text` is the blocks' texts joined by a blank line, `offsets` where each block starts.
+
+    `picture_pages` are those whose text, if there is any, is in pictures; they count from 1.
+    """
 
     blocks: tuple[Block, ...]
     text: str
@@ -48,17 +51,36 @@ class Document:
     page_count: int | None
     title: str
     media_type: str
+    picture_pages: tuple[int, ...] = ()
 
     @classmethod
     def of(
-        cls, blocks: Iterable[Block], *, media_type: str, title: str = "", page_count: int | None = None
+        cls,
+        blocks: Iterable[Block],
+        *,
+        media_type: str,
+        title: str = "",
+        page_count: int | None = None,
+        picture_pages: tuple[int, ...] = (),
     ) -> "Document":
         """Joins `blocks` once; empty ones must have been left out."""
         kept = tuple(blocks)
         starts = accumulate((len(block.text) + len(_SEPARATOR) for block in kept[:-1]), initial=0)
         offsets = tuple(starts) if kept else ()
         text = _SEPARATOR.join(block.text for block in kept)
-        return cls(kept, text, offsets, page_count, title, media_type)
+        return cls(kept, text, offsets, page_count, title, media_type, picture_pages)
+
+    def with_pages(self, pages: Mapping[int, Sequence[Block]]) -> "Document":
+        """The document with these blocks for these pages; a page given none keeps its own."""
+        kept = [block for block in self.blocks if block.page is None or not pages.get(block.page)]
+        added = [block for blocks in pages.values() for block in blocks]
+        return Document.of(
+            sorted([*kept, *added], key=lambda block: block.page or 0),
+            media_type=self.media_type,
+            title=self.title,
+            page_count=self.page_count,
+            picture_pages=self.picture_pages,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ _EMBEDDING_LINGER_SECONDS: Final = 0.02
 def build(settings: IngestSettings) -> Worker:
     """The service's worker with its handlers."""
     database = Database(settings.database_url)
-    parser = Parser(settings.parse_children)
+    parser = Parser(settings.parse_children, settings.ocr_pages)
 
     async def close() -> None:
         await embeddings.aclose()

@@ -1,11 +1,12 @@
 """The process that reads files: warm, without secrets, and forked for those who read them.
 
-`services.ingest.parsing` starts it with an empty environment and one end of a socket pair. Each message there is a
+`services.ingest.readers` starts it with an empty environment and one end of a socket pair. Each message there is a
 reader's limits, with two descriptors: a socket for its requests, and one for its results. The fork takes one request
-after the other, a file name with the file's descriptor. It reads the file within its limits and writes, after a head of
-nine bytes, the document as JSON; the head is the JSON's length and whether the fork takes another file. When the fork
-ends, this process adds its wait status in four bytes and closes. When the caller closes its end of the results first,
-the fork is killed; when the caller's process ends, so does this one.
+after the other, a JSON object with the file's descriptor: `{"filename": ...}` asks for the document, `{"page": 3}` for
+the text recognised on that page of a PDF. It reads within its limits and writes, after a head of nine bytes, the result
+as JSON; the head is the JSON's length and whether the fork takes another request. When the fork ends, this process adds
+its wait status in four bytes and closes. When the caller closes its end of the results first, the fork is killed; when
+the caller's process ends, so does this one.
 
 Run as: python -m services.ingest.parser_server <socket descriptor>
 """
@@ -20,13 +21,16 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
-from services.ingest.document import LoadError
+from services.ingest.document import Block, LoadError
 from services.ingest.loaders import load
+from services.ingest.loaders.pdf import page_blocks
+from services.ingest.recognition import recognised
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
 LENGTH_BYTES: Final = 8
@@ -34,9 +38,8 @@ HEAD_BYTES: Final = LENGTH_BYTES + 1
 STATUS_BYTES: Final = 4
 OUT_OF_MEMORY: Final = 70  # exit status of a fork that ran out of its address space
 _OPEN_FILES: Final = 16
-# What a fork may read before another one takes its place, and how much it may grow: leaks must not add up.
+# What a fork may read before another one takes its place: leaks must not add up.
 FILES_PER_FORK: Final = 64
-_GROWTH_KIBIBYTES: Final = 64 * 1024
 
 
 def serve(control: socket.socket) -> None:
@@ -131,13 +134,13 @@ def _read_and_exit(message: bytes, requests: socket.socket, result: socket.socke
 
 
 def _read_files(limits: dict[str, int], requests: socket.socket, result: socket.socket) -> None:
-    most_kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _GROWTH_KIBIBYTES
+    most_kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + limits["growth_bytes"] // 1024
     for left in reversed(range(FILES_PER_FORK)):
-        filename, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 1)
+        request, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 1)
         if not descriptors:
             return
         _allow_one_more(limits)
-        reply = _parse(descriptors[0], filename.decode())
+        reply = _reply(descriptors[0], orjson.loads(request))
         goes_on = left > 0 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < most_kibibytes
         result.sendall(len(reply).to_bytes(LENGTH_BYTES, "big") + goes_on.to_bytes(1, "big") + reply)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -170,23 +173,31 @@ def _limit(allowed: dict[str, int]) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _parse(file_descriptor: int, filename: str) -> bytes:
-    """The reply to the caller: the document's fields, or its error."""
+def _reply(file_descriptor: int, request: dict[str, Any]) -> bytes:
+    """What was asked for, or the error for the person who uploaded the file."""
     try:
         with os.fdopen(file_descriptor, "rb") as file:
-            document = load(file.read(), filename)
+            if "page" in request:
+                blocks = page_blocks(request["page"], recognised(file, request["page"]))
+                return orjson.dumps({"blocks": _fields(blocks)})
+            document = load(file.read(), request["filename"])
     except LoadError as error:
         return orjson.dumps({"code": error.code, "message": error.message})
     except RecursionError:
         return orjson.dumps({"code": "invalid_file", "message": "The file is nested too deeply to be read."})
     return orjson.dumps(
         {
-            "blocks": [(block.text, block.kind, block.page, block.heading_path) for block in document.blocks],
+            "blocks": _fields(document.blocks),
             "page_count": document.page_count,
             "title": document.title,
             "media_type": document.media_type,
+            "picture_pages": document.picture_pages,
         }
     )
+
+
+def _fields(blocks: Iterable[Block]) -> list[tuple[object, ...]]:
+    return [(block.text, block.kind, block.page, block.heading_path) for block in blocks]
 
 
 if __name__ == "__main__":

@@ -1,57 +1,41 @@
-"""Reads files in resource-limited processes, since every parser is attack surface.
+"""From a file to a document, read by processes that may do no harm (`services.ingest.readers`)."""
 
-A warm server process (`services.ingest.parser_server`) forks the readers: no start-up cost, and a file that crashes,
-hangs or swells takes nothing down but its own fork. A fork that did well reads on, but only files of the same owner:
-should one of them subvert it, it sees nobody else's. The server is ours rather than multiprocessing's forkserver
-because that one inherits the environment with its secrets, imports the caller's main module and returns pickles, which
-a subverted parser could turn against the caller. Here the result is JSON.
-"""
-
-import asyncio
-import os
-import socket
-import subprocess
-import sys
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from signal import SIGALRM, SIGKILL, SIGXCPU
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import orjson
+import structlog
 
-from libs.common.errors import ErrorCode, RetryableError
-from services.ingest.document import Block, Document, LoadError
-from services.ingest.parser_server import HEAD_BYTES, LENGTH_BYTES, OUT_OF_MEMORY, STATUS_BYTES
+from services.ingest import recognition
+from services.ingest.document import Block, BlockKind, Document, LoadError
+from services.ingest.readers import ParseLimits, Readers, Request
 
-_ROOT: Final = Path(__file__).parents[2]
 _MAX_FILENAME_CHARACTERS: Final = 255
-_READ_BYTES: Final = 256 * 1024
-_GRACE_SECONDS: Final = 10.0
+# A page: the model takes 350 MB, and a process that has it loaded is worth keeping.
+_PAGE_LIMITS: Final = ParseLimits(result_bytes=4 * 1024**2, growth_bytes=640 * 1024**2)
 
+# Only a subverted process answers so.
+_MALFORMED: Final = (ValueError, KeyError, TypeError)
 
-@dataclass(frozen=True, slots=True)
-class ParseLimits:
-    """What reading one file may use."""
+_log = structlog.get_logger(__name__)
 
-    memory_bytes: int = 1024**3
-    cpu_seconds: int = 20
-    wall_seconds: float = 30.0
-    result_bytes: int = 64 * 1024**2
+PageRead = Callable[[int, int], Awaitable[None]]
 
 
 class Parser:
-    """Reads files, at most `max_children` at once, for callers of one event loop; it may run in any thread.
+    """Reads files, for callers of one event loop; it may run in any thread.
 
-    The server process starts with the first file and again should it ever die; `close` ends it.
+    Args:
+        max_children: files read at once.
+        scanned_pages: so many pages of a file that are pictures have their text recognised; 0 for none.
     """
 
-    def __init__(self, max_children: int) -> None:
-        self._slots = asyncio.Semaphore(max_children)
-        self._idle: list[_Reader] = []
-        self._server: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+    def __init__(self, max_children: int, scanned_pages: int = 0) -> None:
+        self._files = Readers(max_children)
+        # Apart, so that texts need not wait behind hundreds of pictures, and one: a page takes a core for seconds.
+        self._pictures = Readers(1)
+        self._scanned_pages = scanned_pages if recognition.is_available() else 0
 
     def __enter__(self) -> "Parser":
         return self
@@ -63,201 +47,104 @@ class Parser:
 
     @property
     def server_id(self) -> int | None:
-        """The process id of the server, while there is one."""
-        return self._server.pid if self._server else None
+        """The id of the process whose forks read files, while there is one."""
+        return self._files.server_id
 
     def close(self) -> None:
-        """Ends the server and every fork."""
-        while self._idle:
-            self._idle.pop().close()
-        if self._control is not None and self._server is not None:
-            self._control.close()
-            try:
-                self._server.wait(_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
-        self._control = self._server = None
+        """Ends every process."""
+        self._files.close()
+        self._pictures.close()
 
     async def parse(
-        self, file: BinaryIO, filename: str, limits: ParseLimits | None = None, *, owner: str = ""
+        self,
+        file: BinaryIO,
+        filename: str,
+        limits: ParseLimits | None = None,
+        *,
+        owner: str = "",
+        page_read: PageRead | None = None,
     ) -> Document:
         """The document in a local file; cancelling kills the process that reads it.
 
         Args:
             file: open for reading; what was written to it is flushed.
             owner: files of different owners are never read by the same process.
+            page_read: told after each recognised page how many are done, and of how many.
 
         Raises:
             LoadError: the file cannot be read, or not within its limits.
-            RetryableError: the server died twice under this file's hands without a verdict on the file.
+            RetryableError: the processes that read files keep dying.
         """
-        async with self._slots:
-            for _ in range(2):
-                control = self._connected()
-                reply = await self._read(control, file, filename, limits or ParseLimits(), owner)
-                if reply is not None:
-                    return _document(reply)
-                if self._control is control:  # else another caller has replaced the server already
-                    self.close()
-        raise RetryableError(ErrorCode.SERVER_ERROR, "The process that reads files stopped. Try again.")
+        name = filename[-_MAX_FILENAME_CHARACTERS:].encode("utf-8", "replace").decode()
+        reply = await self._files.ask(file, {"filename": name}, limits or ParseLimits(), owner)
+        document = _document(reply)
+        if document.picture_pages and self._scanned_pages:
+            document = await self._recognised(document, file, owner, page_read)
+        elif not document.blocks:
+            raise LoadError(
+                "unsupported_file",
+                "The PDF holds no text: it looks scanned, and pictures of text are not read here. Upload a version "
+                "with a text layer, which any OCR program adds, or ask the operator to switch recognition on.",
+            )
+        return document
 
-    async def _read(
-        self, control: socket.socket, file: BinaryIO, filename: str, limits: ParseLimits, owner: str
-    ) -> bytes | None:
-        """A reader's reply, or None when the server has gone."""
-        reader = self._take_idle(limits, owner) or _Reader.fork(control, limits, owner)
-        if reader is None:
-            return None
-        try:
-            reply = await reader.read(file, filename)
-        except BaseException:
-            reader.close()
-            raise
-        if reader.goes_on and self._control is control:
-            self._idle.append(reader)
-        else:
-            reader.close()
-        return reply
-
-    def _take_idle(self, limits: ParseLimits, owner: str) -> "_Reader | None":
-        for index, reader in enumerate(self._idle):
-            if reader.limits == limits and reader.owner == owner:
-                del self._idle[index]
-                if reader.is_alive():
-                    return reader
-                reader.close()
-                return None
-        if self._idle:  # a new one is made in the place of one that is of no use now
-            self._idle.pop(0).close()
-        return None
-
-    def _connected(self) -> socket.socket:
-        if self._server is not None and self._server.poll() is not None:
-            self.close()  # its readers would go on, but nobody would tell how they ended
-        if self._control is None:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._server = subprocess.Popen(  # noqa: S603 - our own module under our own interpreter
-                    [sys.executable, "-m", "services.ingest.parser_server", str(theirs.fileno())],
-                    env={"PYTHONPATH": str(_ROOT), "LANG": "C.UTF-8"},
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                )
-        return self._control
-
-
-class _Reader:
-    """A fork of the server, which reads one file after the other.
-
-    Attributes:
-        goes_on: whether it takes another file.
-    """
-
-    def __init__(self, requests: socket.socket, results: socket.socket, limits: ParseLimits, owner: str) -> None:
-        self.limits = limits
-        self.owner = owner
-        self.goes_on = False
-        self._requests = requests
-        self._results = results
-
-    @classmethod
-    def fork(cls, control: socket.socket, limits: ParseLimits, owner: str) -> "_Reader | None":
-        """A new one, or None when the server has gone."""
-        requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        results, their_results = socket.socketpair()
-        reader = cls(requests, results, limits, owner)
-        results.setblocking(False)
-        with their_requests, their_results:
+    async def _recognised(self, document: Document, file: BinaryIO, owner: str, page_read: PageRead | None) -> Document:
+        """The document with the text in its pictures; a page that breaks off does not lose the rest."""
+        numbers = document.picture_pages
+        if len(numbers) > self._scanned_pages:
+            raise LoadError(
+                "unsupported_file",
+                f"The PDF has {len(numbers)} scanned pages, and of one file at most {self._scanned_pages} are read. "
+                "Split it, or upload a version with a text layer.",
+            )
+        pages: dict[int, list[Block]] = {}
+        broken: LoadError | None = None
+        for done, number in enumerate(numbers, start=1):
             try:
-                descriptors = [their_requests.fileno(), their_results.fileno()]
-                socket.send_fds(control, [orjson.dumps(asdict(limits))], descriptors)
-            except (BrokenPipeError, ConnectionResetError):
-                reader.close()
-                return None
-        return reader
-
-    def is_alive(self) -> bool:
-        """Whether it still waits for a file."""
-        try:
-            self._results.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        return False
-
-    def close(self) -> None:
-        """End it, whatever it does."""
-        self._requests.close()
-        self._results.close()
-
-    async def read(self, file: BinaryIO, filename: str) -> bytes | None:
-        """Its reply, or None when the server has gone.
-
-        Raises:
-            LoadError: it was stopped by a limit or crashed.
-        """
-        self.goes_on = False
-        name = filename[-_MAX_FILENAME_CHARACTERS:].encode("utf-8", "replace")
-        file.seek(0)
-        # One that has just died tells by its results.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self._requests, [name or b"file"], [file.fileno()])
-        try:
-            async with asyncio.timeout(self.limits.wall_seconds + _GRACE_SECONDS):
-                received = await self._receive()
-        except TimeoutError:  # the fork has its own alarm; this is for a server that stands still
-            return None
-        reply = _verdict(received, self.limits)
-        self.goes_on = reply is not None and bool(received[LENGTH_BYTES])
-        return reply
-
-    async def _receive(self) -> bytes:
-        """Everything up to the end of the reply, or of the stream."""
-        loop = asyncio.get_running_loop()
-        received = bytearray()
-        while len(received) < HEAD_BYTES or len(received) < _end(received):
-            data = await loop.sock_recv(self._results, _READ_BYTES)
-            if not data:
-                break
-            received += data
-            if len(received) > self.limits.result_bytes + HEAD_BYTES + STATUS_BYTES:
-                raise LoadError("invalid_file", "The file holds more text than one document may; split it.")
-        return bytes(received)
-
-
-def _end(received: bytes | bytearray) -> int:
-    return HEAD_BYTES + int.from_bytes(received[:LENGTH_BYTES], "big")
-
-
-def _verdict(received: bytes, limits: ParseLimits) -> bytes | None:
-    """The reply of a fork that gave one whole, or None when the server has gone.
-
-    Raises:
-        LoadError: the fork was stopped by a limit or crashed.
-    """
-    if not received:
-        return None
-    if len(received) >= HEAD_BYTES and len(received) >= _end(received):
-        return received[HEAD_BYTES : _end(received)]
-    status = os.waitstatus_to_exitcode(int.from_bytes(received[-STATUS_BYTES:], "big"))
-    if status in (-SIGALRM, -SIGXCPU):
-        raise LoadError(
-            "invalid_file", f"Reading the file takes more time than allowed ({limits.cpu_seconds} s); split it."
-        )
-    if status in (OUT_OF_MEMORY, -SIGKILL):  # the latter is the kernel's own answer to a machine out of memory
-        megabytes = limits.memory_bytes // 1024**2
-        raise LoadError("invalid_file", f"Reading the file needs more memory than allowed ({megabytes} MiB); split it.")
-    raise LoadError("invalid_file", "The file is damaged or needs more memory than allowed: reading it broke off.")
+                request: Request = {"page": number}
+                pages[number] = _blocks(await self._pictures.ask(file, request, _PAGE_LIMITS, owner))
+            except LoadError as error:
+                broken = error
+                _log.warning("page not recognised", page=number, code=error.code)
+            if page_read is not None:
+                await page_read(done, len(numbers))
+        document = document.with_pages(pages)
+        if not document.blocks:
+            raise broken or LoadError(
+                "invalid_file",
+                "The PDF holds no text, and none was recognised in its pictures. Scan it anew at 200 to 300 dots per "
+                "inch, upright, or upload a version with a text layer.",
+            )
+        return document
 
 
 def _document(reply: bytes) -> Document:
     try:
-        fields = orjson.loads(reply)
-        if "code" in fields:
-            raise LoadError(fields["code"], fields["message"])
-        blocks = [Block(text, kind, page, tuple(path)) for text, kind, page, path in fields["blocks"]]
+        fields = _fields(reply)
         return Document.of(
-            blocks, media_type=fields["media_type"], title=fields["title"], page_count=fields["page_count"]
+            _read_blocks(fields["blocks"]),
+            media_type=fields["media_type"],
+            title=fields["title"],
+            page_count=fields["page_count"],
+            picture_pages=tuple(map(int, fields["picture_pages"])),
         )
-    except (ValueError, KeyError, TypeError) as error:  # only a subverted parser answers so
+    except _MALFORMED as error:
         raise LoadError("invalid_file", "The file is damaged: reading it gave no document.") from error
+
+
+def _blocks(reply: bytes) -> list[Block]:
+    try:
+        return _read_blocks(_fields(reply)["blocks"])
+    except _MALFORMED as error:
+        raise LoadError("invalid_file", "The page is damaged: reading it gave no text.") from error
+
+
+def _fields(reply: bytes) -> dict[str, Any]:
+    fields: dict[str, Any] = orjson.loads(reply)
+    if "code" in fields:
+        raise LoadError(fields["code"], fields["message"])
+    return fields
+
+
+def _read_blocks(fields: list[tuple[str, BlockKind, int | None, list[str]]]) -> list[Block]:
+    return [Block(text, kind, page, tuple(path)) for text, kind, page, path in fields]

@@ -142,21 +142,21 @@ class Pipeline:
         return Made(count, twin.usage_bytes)
 
     async def _made(self, job: Job, target: Target, attachment: Attachment) -> Made | None:
-        chunked = await self.chunked(target, attachment)
+        chunked = await self.chunked(job, target, attachment)
         if chunked is None:
             return None
         if not attachment.untouched:
             await self._clear(target, attachment, len(chunked.chunks))
         return await self.stored(job, attachment.place, target, attachment, chunked)
 
-    async def chunked(self, target: Target, attachment: Attachment) -> Chunked | None:
+    async def chunked(self, job: Progress, target: Target, attachment: Attachment) -> Chunked | None:
         """The chunks of a file; None if it was deleted meanwhile.
 
         Raises:
             PermanentError: as `ingest`.
         """
         try:
-            document = await self._document(target, attachment)
+            document = await self._document(job, target, attachment)
         except PermanentError:
             if await self._attachment(target) is None:  # its bytes went with it
                 return None
@@ -175,14 +175,16 @@ class Pipeline:
         keep_version = attachment.live_version or None
         await self.index.delete_older(target, from_position=count, keep_version=keep_version, place=attachment.place)
 
-    async def _document(self, target: Target, attachment: Attachment) -> Document:
+    async def _document(self, job: Progress, target: Target, attachment: Attachment) -> Document:
         # Without a name from the start: whatever ends this process leaves nobody's document in a directory.
         with tempfile.TemporaryFile() as file:
             with metrics.stage("read_blob"):
                 await self.blobs.read_into(target.tenant_id, attachment.blob_id, file)
             try:
                 with metrics.stage("parse"):
-                    return await self.parser.parse(file, attachment.filename, owner=target.tenant_id)
+                    return await self.parser.parse(
+                        file, attachment.filename, owner=target.tenant_id, page_read=job.progress
+                    )
             except LoadError as error:
                 raise PermanentError(_ERROR_CODES[error.code], error.message) from error
 

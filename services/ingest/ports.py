@@ -1,6 +1,6 @@
 """What the pipeline needs of the world, in its own terms; `adapters` has the real things."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -163,7 +163,11 @@ class Parser(Protocol):
     What a hostile file may do to the process that reads it harms no other owner's files.
     """
 
-    async def parse(self, file: BinaryIO, filename: str, *, owner: str) -> Document: ...
+    async def parse(
+        self, file: BinaryIO, filename: str, *, owner: str, page_read: Callable[[int, int], Awaitable[None]]
+    ) -> Document:
+        """The document; `page_read` is told how many of its pictures are read, and of how many."""
+        ...
 
 
 class Embedder(Protocol):

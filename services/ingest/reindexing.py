@@ -84,7 +84,7 @@ class Reindexing:
             return
         target = Target(job.tenant_id, request.vector_store_id, file_id, found.live_version)
         try:
-            chunked = await self.pipeline.chunked(target, found)
+            chunked = await self.pipeline.chunked(files, target, found)
         except PermanentError as error:
             raise PermanentError(error.code, f"{file_id} stands in the way: {error.message}") from error
         if chunked is None:

@@ -12,6 +12,8 @@ class IngestSettings(RetrievalSettings, ImportSettings, WorkerSettings):
     worker_concurrency: int = 16
     # Files read at once, each in a process of its own that may use a whole core and a GiB of memory.
     parse_children: int = 2
+    # Of one file so many pages that are pictures have their text recognised, where the extra `ocr` is installed.
+    ocr_pages: int = 500
     # Parsed documents and their vectors; the children that read files are limited apart.
     worker_memory_bytes: int = 1536 << 20
     # Requests to the embedding model under way at once, over all jobs.

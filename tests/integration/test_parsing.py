@@ -14,7 +14,8 @@ import uvloop
 
 from services.ingest.document import Document, LoadError
 from services.ingest.parser_server import FILES_PER_FORK
-from services.ingest.parsing import ParseLimits, Parser
+from services.ingest.parsing import Parser
+from services.ingest.readers import ParseLimits
 
 _FILES = Path(__file__).parents[2] / "../shared/quality/files"
 _SLOW_HTML = "<div>" * 100_000  # seconds of work, since the HTML standard's tree building is quadratic in depth

@@ -45,9 +45,9 @@ def load(data: bytes, filename: str) -> Document:
     """The document in `data`; `filename` only decides between kinds of text that look alike.
 
     Raises:
-        LoadError: of a kind that is not read, damaged, encrypted, or without any text.
+        LoadError: of a kind that is not read, damaged, encrypted, or with neither text nor pages that are pictures.
     """
     document = _LOADERS[sniff(data, filename)](data)
-    if not document.blocks:
+    if not document.blocks and not document.picture_pages:
         raise LoadError("invalid_file", "The file holds no text. Check that it is the right one and not empty.")
     return document

@@ -51,10 +51,14 @@ class Outline:
         if text.strip():
             self.blocks.append(Block(text, kind, page, self._path))
 
-    def document(self, media_type: str, *, title: str = "", page_count: int | None = None) -> Document:
+    def document(
+        self, media_type: str, *, title: str = "", page_count: int | None = None, picture_pages: tuple[int, ...] = ()
+    ) -> Document:
         """The finished document; without a `title` of its own the first heading is taken."""
         name = squeeze(clean(title)) or self.title
-        return Document.of(self.blocks, media_type=media_type, title=name, page_count=page_count)
+        return Document.of(
+            self.blocks, media_type=media_type, title=name, page_count=page_count, picture_pages=picture_pages
+        )
 
     @property
     def _path(self) -> tuple[str, ...]:

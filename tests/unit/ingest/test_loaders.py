@@ -2,9 +2,7 @@
 
 import io
 import zipfile
-from contextlib import closing
 
-import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no type information
 import pytest
 
 from services.ingest.document import Block, Document, LoadError
@@ -152,14 +150,52 @@ def test_broken_files_say_what_is_wrong(data: bytes, name: str, says: str) -> No
     assert caught.value.code == "invalid_file"
 
 
-def test_a_scanned_pdf_says_that_pictures_of_text_are_not_read() -> None:
-    saved = io.BytesIO()
-    with closing(pdfium.PdfDocument.new()) as pdf:
-        pdf.new_page(595, 842).close()
-        pdf.save(saved)
-    with pytest.raises(LoadError, match="looks scanned") as caught:
-        load(saved.getvalue(), "scan.pdf")
-    assert caught.value.code == "unsupported_file"
+def _pdf(*pages: str, width: int = 600, height: int = 800) -> bytes:
+    """A PDF whose pages run these operators; /P draws a picture in the unit square, /F is a font."""
+    picture = "/Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8"
+    shared = "/Resources << /XObject << /P 3 0 R >> /Font << /F 4 0 R >> >>"
+    numbers = [5 + 2 * index for index in range(len(pages))]
+    objects = {
+        1: "<< /Type /Catalog /Pages 2 0 R >>",
+        2: f"<< /Type /Pages /Count {len(pages)} /Kids [{' '.join(f'{number} 0 R' for number in numbers)}] >>",
+        3: f"<< {picture} /Length 1 >> stream\n0\nendstream",
+        4: "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    }
+    for number, operators in zip(numbers, pages, strict=True):
+        box = f"/MediaBox [0 0 {width} {height}]"
+        objects[number] = f"<< /Type /Page /Parent 2 0 R {box} {shared} /Contents {number + 1} 0 R >>"
+        objects[number + 1] = f"<< /Length {len(operators)} >> stream\n{operators}\nendstream"
+    body = "\n".join(f"{number} 0 obj {content} endobj" for number, content in objects.items())
+    return f"%PDF-1.4\n{body}\ntrailer << /Root 1 0 R /Size {len(objects) + 1} >>\n%%EOF".encode()
+
+
+def test_pages_of_a_pdf_that_are_pictures_are_named() -> None:
+    scan = "q 600 0 0 800 0 0 cm /P Do Q"
+    halves = "q 600 0 0 400 0 0 cm /P Do Q q 600 0 0 300 0 400 cm /P Do Q"
+    logo = "q 60 0 0 80 0 0 cm /P Do Q"
+    stamp = "BT /F 12 Tf 20 20 Td (Received) Tj ET"
+    text = "BT /F 12 Tf 20 20 Td (" + "A page of text with a picture behind it. " * 4 + ") Tj ET"
+    document = load(_pdf(scan, halves + stamp, logo + stamp, scan + text, "", logo), "scan.pdf")
+    assert document.picture_pages == (1, 2, 6)
+    assert [(block.text[:8], block.page) for block in document.blocks] == [
+        ("Received", 2),
+        ("Received", 3),
+        ("A page o", 4),
+    ]
+
+
+def test_an_empty_pdf_holds_no_text() -> None:
+    with pytest.raises(LoadError, match="no text") as caught:
+        load(_pdf(""), "empty.pdf")
+    assert caught.value.code == "invalid_file"
+
+
+def test_recognised_pages_take_their_place_among_the_others() -> None:
+    pages = [Block("one", page=1), Block("stamp", page=2), Block("three", page=3), Block("stays", page=4)]
+    document = Document.of(pages, media_type="application/pdf", title="T", page_count=4, picture_pages=(2, 4))
+    read = document.with_pages({2: [Block("two", page=2), Block("and more", page=2)], 4: []})
+    assert read.text == "one\n\ntwo\n\nand more\n\nthree\n\nstays"
+    assert (read.title, read.page_count, read.offsets[3]) == ("T", 4, read.text.index("three"))
 
 
 def test_zip_bombs_are_stopped_by_ratio_size_and_count(monkeypatch: pytest.MonkeyPatch) -> None:

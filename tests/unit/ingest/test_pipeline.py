@@ -1,6 +1,6 @@
 """The pipeline over in-memory ports: what is stored, what is cleared, and what each ending leaves behind."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -107,12 +107,16 @@ class World:
     async def delete(self, _tenant_id: str, blob_id: str) -> None:
         self.blobs.discard(blob_id)
 
-    async def parse(self, file: BinaryIO, _filename: str, *, owner: str) -> Document:
+    async def parse(
+        self, file: BinaryIO, _filename: str, *, owner: str, page_read: Callable[[int, int], Awaitable[None]]
+    ) -> Document:
         assert owner == FakeJob.tenant_id
         if self.failure:
             raise self.failure
         file.seek(0)
         text = file.read().decode()
+        if text.startswith("Scanned"):
+            await page_read(1, 2)
         blocks = [Block(part) for part in text.split("\n\n") if part]
         return Document.of(blocks, media_type="text/plain", title="Ports")
 
@@ -179,6 +183,12 @@ async def test_a_file_becomes_live_chunks_under_its_title() -> None:
     assert world.usage_bytes == len(world.text) + 2 * 4
     assert job.finished
     assert job.reported == [(0, 1), (1, 1)]
+
+
+async def test_progress_is_told_in_pages_while_pictures_are_read() -> None:
+    world, job = World(text="Scanned pages."), FakeJob()
+    await world.pipeline().ingest(_REQUEST, job)
+    assert job.reported == [(1, 2), (0, 1), (1, 1)]
 
 
 async def test_progress_is_told_in_chunks_and_no_temporary_file_stays() -> None:
