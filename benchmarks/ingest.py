@@ -44,7 +44,10 @@ class Outcome:
 
 
 class Client:
-    """A client of one vector store that keeps so many connections busy."""
+    """A client of one vector store that uploads over so many connections.
+
+    A batch is attached as soon as its own files are uploaded: that request waits for none of the later uploads.
+    """
 
     def __init__(self, http: aiohttp.ClientSession, url: str, connections: int, batch_files: int) -> None:
         self._http = http
@@ -92,7 +95,7 @@ class Client:
             return counts
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        async with self._slots, self._http.post(self._url + path, json=body) as response:
+        async with self._http.post(self._url + path, json=body) as response:
             response.raise_for_status()
             reply: dict[str, Any] = orjson.loads(await response.read())
             return reply

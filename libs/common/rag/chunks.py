@@ -1,16 +1,21 @@
 """Chunks as they are stored in and come back from the vector database."""
 
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
+import numpy as np
+import orjson
 from qdrant_client import models
 
 from libs.common.rag.fusion import BM25, DENSE
 from libs.common.rag.sparse import SparseVector
 
 Attributes = dict[str, str | float | bool]
+# A point in the JSON of Qdrant's REST API, its vectors as arrays.
+Point = dict[str, Any]
 
 # Fixed for ever: with another namespace a repeated upsert would store its chunks a second time.
 _NAMESPACE = UUID("5f0a6a3e-6f0c-5d55-9a0e-2d3c9a1f7b64")
@@ -64,18 +69,17 @@ def point_id(tenant_id: str, vector_store_id: str, file_id: str, version: int, p
     return str(uuid5(_NAMESPACE, "\0".join((tenant_id, vector_store_id, file_id, str(version), str(position)))))
 
 
-def to_point(chunk: StoredChunk) -> models.PointStruct:
+def to_point(chunk: StoredChunk) -> Point:
     """The chunk as a point with both vectors; one without terms has no sparse vector."""
-    vector: dict[str, Any] = {DENSE: chunk.dense}
+    # In the precision in which they are stored: their decimals are half as long.
+    vector: dict[str, Any] = {DENSE: np.array(chunk.dense, np.float32)}
     if chunk.sparse.indices:
-        vector[BM25] = models.SparseVector.model_construct(
-            indices=list(chunk.sparse.indices), values=list(chunk.sparse.values)
-        )
-    # Not validated: to look at every number of every vector would cost more than to send them.
-    return models.PointStruct.model_construct(
-        id=point_id(chunk.tenant_id, chunk.vector_store_id, chunk.file_id, chunk.version, chunk.position),
-        vector=vector,
-        payload={
+        weights = np.array(chunk.sparse.values, np.float32)
+        vector[BM25] = {"indices": chunk.sparse.indices, "values": weights}
+    return {
+        "id": point_id(chunk.tenant_id, chunk.vector_store_id, chunk.file_id, chunk.version, chunk.position),
+        "vector": vector,
+        "payload": {
             "tenant_id": chunk.tenant_id,
             "vector_store_id": chunk.vector_store_id,
             "file_id": chunk.file_id,
@@ -84,7 +88,12 @@ def to_point(chunk: StoredChunk) -> models.PointStruct:
             "attributes": chunk.payload.attributes,
             "sealed": b64encode(chunk.payload.sealed).decode("ascii"),
         },
-    )
+    }
+
+
+def points_body(points: Sequence[Point]) -> bytes:
+    """The body of Qdrant's request to upsert points (`PUT /collections/{name}/points`)."""
+    return orjson.dumps({"points": points}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def from_record(record: models.Record) -> RetrievedChunk:

@@ -30,7 +30,7 @@ from libs.common.rag.model_http import model_http_client
 from libs.common.settings import RetrievalSettings
 from libs.common.upstreams import Upstream
 
-# A list, because that is the only form the Qdrant client takes without converting it.
+# A list, because that is the only form in which the Qdrant client takes a query without converting it.
 Vector = list[float]
 
 BATCH_TEXTS: Final = 64

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 from qdrant_client import AsyncQdrantClient, models
@@ -18,11 +18,13 @@ from libs.common.contracts.filters import Filter
 from libs.common.errors import ErrorCode, PermanentError, RetryableError
 from libs.common.rag.chunks import (
     Attributes,
+    Point,
     RetrievedChunk,
     ScoredChunk,
     StoredChunk,
     from_record,
     from_scored_point,
+    points_body,
     to_point,
 )
 from libs.common.rag.filtering import attribute_condition
@@ -127,9 +129,18 @@ class ChunkCollection:
         for start in range(0, len(chunks), BATCH_CHUNKS):
             await self._upserts.ask([to_point(chunk) for chunk in chunks[start : start + BATCH_CHUNKS]])
 
-    async def _upsert(self, points: list[models.PointStruct]) -> list[None]:
+    async def _upsert(self, points: list[Point]) -> list[None]:
+        # The client's own request of this kind walks over every number twice: a third of the time is gone without.
         with self._calling():
-            await self._client.upsert(self.alias, points, wait=True)
+            await self._client.http.client.request(
+                type_=dict[str, Any],
+                method="PUT",
+                url="/collections/{collection_name}/points",
+                path_params={"collection_name": self.alias},
+                params={"wait": "true"},
+                headers={"content-type": "application/json"},
+                content=points_body(points),
+            )
         return [None] * len(points)
 
     async def query(

@@ -1,7 +1,8 @@
+import orjson
 import pytest
 
 from libs.common.errors import ErrorCode, PermanentError
-from libs.common.rag.chunks import ChunkPayload, StoredChunk, point_id, to_point
+from libs.common.rag.chunks import ChunkPayload, StoredChunk, point_id, points_body, to_point
 from libs.common.rag.fusion import HybridWeights
 from libs.common.rag.sparse import SparseVector, encode_document
 from libs.common.rag.vectors import _within
@@ -23,8 +24,12 @@ def test_point_ids_differ_in_every_part() -> None:
 
 
 def test_a_chunk_without_terms_has_no_sparse_vector() -> None:
-    assert to_point(_chunk(encode_document("the of and"))).vector == {"dense": [1.0, 0.0]}
-    assert set(dict(to_point(_chunk(encode_document("budget"))).vector)) == {"dense", "bm25"}  # type: ignore[arg-type]
+    [bare, full] = orjson.loads(points_body([to_point(_chunk(encode_document(text))) for text in ("of", "budget")]))[
+        "points"
+    ]
+    assert bare["vector"] == {"dense": [1.0, 0.0]}
+    assert (full["vector"]["dense"], len(full["vector"]["bm25"]["indices"])) == ([1.0, 0.0], 1)
+    assert full["payload"]["tenant_id"] == "tenant"
 
 
 def test_no_filter_without_a_tenant() -> None:
