@@ -1,9 +1,15 @@
-"""Which jobs get a place in a worker next: tenants share the places, and whoever has fewest under way comes first."""
+"""Which jobs get a place in a worker next: tenants share the places, and whoever has fewest under way comes first.
 
+On a busy machine each job takes the longer the more run beside it. So what is bounded is not only how long a newcomer
+waits for a place, but how many jobs of others run at all: those who were there of late share a part of the places.
+"""
+
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from math import ceil
 from typing import Any, Final
 
 from sqlalchemy import CompoundSelect, Connection, Integer, Row, Select, and_, bindparam, func, select, update
@@ -14,29 +20,47 @@ from libs.common.records.tables import jobs
 
 # Without a live worker a few messages wait, so that the first one to come finds work at once.
 _FEWEST_PLACES: Final = 4
+_RECENT_SECONDS: Final = 10.0
+_ROUNDING: Final = 1e-9
+
+
+class RecentTenants:
+    """The tenants that had jobs due or under way in a queue within the last 10 s, as far as one process has seen."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, float] = {}
+
+    def count_with(self, tenants: Iterable[str]) -> int:
+        """How many there are, now that these were seen."""
+        now = self._clock()
+        self._seen |= dict.fromkeys(tenants, now)
+        self._seen = {tenant: at for tenant, at in self._seen.items() if now - at < _RECENT_SECONDS}
+        return len(self._seen)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Who works on the jobs of a queue just now.
+    """Who works on the jobs of a queue just now, and for whom.
 
     Args:
         places: how many jobs each live worker runs at once, by its name.
-        tenant_share: the part of all places that one tenant may have.
+        tenant_share: the part of all places that recent tenants share; the rest is for who comes new.
     """
 
     places: Mapping[str, int]
     tenant_share: float
+    recent: RecentTenants = field(default_factory=RecentTenants)
 
     @property
     def total(self) -> int:
         """How many jobs may be dispatched or running at once: then a message hardly waits, and never behind many."""
         return max(_FEWEST_PLACES, sum(self.places.values()))
 
-    @property
-    def share(self) -> int:
-        """How many of them one tenant may have: one tenant's jobs must not take every place from the others."""
-        return max(1, int(self.total * self.tenant_share))
+    def share_with(self, tenants: Iterable[str]) -> int:
+        """How many of them each tenant may have, now that these have jobs due or under way; at least one."""
+        among = max(1, self.recent.count_with(tenants))
+        return max(1, ceil(self.total * self.tenant_share / among - _ROUNDING))
 
 
 def take_dispatchable(connection: Connection, queue: str, capacity: Capacity) -> list[tuple[str, str, str]]:
@@ -50,12 +74,12 @@ def take_dispatchable(connection: Connection, queue: str, capacity: Capacity) ->
     """
     under_way = _under_way(connection, queue, capacity)
     room = capacity.total - under_way.total()
-    if room <= 0:
-        return []
+    waiting_tenants = _waiting_tenants(connection, queue) if room > 0 else []
+    share = capacity.share_with([*under_way, *(row.tenant_id for row in waiting_tenants)])
     turns = [
         (under_way[row.tenant_id], row.oldest, row.tenant_id)
-        for row in _waiting_tenants(connection, queue)
-        if under_way[row.tenant_id] < capacity.share
+        for row in waiting_tenants
+        if under_way[row.tenant_id] < share
     ]
     heapify(turns)
     waiting: dict[str, Iterator[Row[Any]]] = {}
@@ -63,7 +87,7 @@ def take_dispatchable(connection: Connection, queue: str, capacity: Capacity) ->
     while turns and len(chosen) < room:
         count, oldest, tenant_id = heappop(turns)
         if tenant_id not in waiting:
-            limit = min(room, capacity.share - count)
+            limit = min(room, share - count)
             waiting[tenant_id] = _due_jobs(connection, queue, tenant_id, limit)
         job = next(waiting[tenant_id], None)
         if job is not None:

@@ -303,7 +303,9 @@ class Harness:
         return await eventually(ask, seconds, otherwise)
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float, otherwise: str) -> float:
+async def eventually(
+    holds: Callable[[], Awaitable[bool]], seconds: float, otherwise: str, *, every_seconds: float = 0.05
+) -> float:
     """Wait until something holds; how long that took, in seconds.
 
     Raises:
@@ -313,7 +315,7 @@ async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float, other
     while not await holds():
         if time.monotonic() - began > seconds:
             raise RowFailedError(f"{otherwise} after {seconds:g} s")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(every_seconds)
     return time.monotonic() - began
 
 

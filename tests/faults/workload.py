@@ -100,14 +100,16 @@ async def statuses(harness: Harness, documents: Documents) -> dict[str, str]:
     return {file_id: status for file_id, (status, _) in (await live_versions(harness, documents)).items()}
 
 
-async def until_ingested(harness: Harness, documents: Documents, seconds: float = 90.0) -> float:
+async def until_ingested(
+    harness: Harness, documents: Documents, seconds: float = 90.0, *, every_seconds: float = 0.05
+) -> float:
     """Wait until no accepted document is under way; how long that took."""
 
     async def settled() -> bool:
         found = await statuses(harness, documents)
         return all(found.get(file_id) != "in_progress" for file_id in documents.accepted)
 
-    return await eventually(settled, seconds, "documents were still in progress")
+    return await eventually(settled, seconds, "documents were still in progress", every_seconds=every_seconds)
 
 
 async def judge_documents(harness: Harness, documents: Documents, reference: Documents, result: RowResult) -> None:

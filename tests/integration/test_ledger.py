@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, update
 
 from libs.common import dispatching, ledger, reconciling
-from libs.common.dispatching import Capacity
+from libs.common.dispatching import Capacity, RecentTenants
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
 from libs.common.ledger import ClaimedJob, LeaseLostError, NewJob
 from libs.common.records.database import Database, epoch_now
@@ -339,12 +339,13 @@ def test_tenants_take_turns_within_their_shares(database: Database) -> None:
         _submit(database, f"job_a{number}", tenant_id="a")
     for number in range(2):
         _submit(database, f"job_b{number}", tenant_id="b")
-    assert [tenant for _, tenant, _ in _take(database, places=6, share=0.5)] == ["a", "b", "a", "b", "a"]
-    assert _take(database, places=6, share=0.5) == []
+    # Two of them share half of 12 places.
+    assert [tenant for _, tenant, _ in _take(database, places=12, share=0.5)] == ["a", "b", "a", "b", "a"]
+    assert _take(database, places=12, share=0.5) == []
     claimed = _claim(database, "job_a0")
-    assert _take(database, places=6, share=0.5) == [], "a running job keeps its place"
+    assert _take(database, places=12, share=0.5) == [], "a running job keeps its place"
     database.write_now(lambda c: ledger.succeed(c, claimed.id, claimed.attempt))
-    assert [job_id for job_id, _, _ in _take(database, places=6, share=0.5)] == ["job_a3"]
+    assert [job_id for job_id, _, _ in _take(database, places=12, share=0.5)] == ["job_a3"]
 
 
 def test_whoever_has_fewest_jobs_under_way_comes_first(database: Database) -> None:
@@ -363,6 +364,28 @@ def test_a_newcomer_finds_a_place_beside_a_flood(database: Database) -> None:
     assert len(_take(database, places=8, share=0.5)) == 4
     _submit(database, "job_b", tenant_id="b")
     assert [job_id for job_id, _, _ in _take(database, places=8, share=0.5)] == ["job_b"]
+
+
+def test_who_was_there_of_late_is_left_room(database: Database) -> None:
+    now = 100.0
+    capacity = Capacity({"w1": 8}, 0.5, RecentTenants(lambda: now))
+
+    def take_and_do() -> Counter[str]:
+        chosen = database.write_now(lambda c: dispatching.take_dispatchable(c, "ingest", capacity))
+        for job_id, _, _ in chosen:
+            claimed = _claim(database, job_id)
+            database.write_now(lambda c, done=claimed: ledger.succeed(c, done.id, done.attempt))  # type: ignore[misc]
+        return Counter(tenant for _, tenant, _ in chosen)
+
+    for number in range(50):
+        _submit(database, f"job_a{number}", tenant_id="a")
+    assert take_and_do() == {"a": 4}
+    _submit(database, "job_b", tenant_id="b")
+    assert take_and_do() == {"a": 2, "b": 1}
+    now += 9.0
+    assert take_and_do() == {"a": 2}, "the other was there 9 s ago"
+    now += 2.0
+    assert take_and_do() == {"a": 4}
 
 
 def test_jobs_of_a_dead_worker_take_no_place(database: Database) -> None:

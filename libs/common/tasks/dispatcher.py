@@ -7,6 +7,7 @@ before its message is pushed; the repairs are done by one process at a time, the
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
@@ -60,7 +61,7 @@ class Dispatcher:
         self._settings = settings
         self._queues = tuple(queues)
         self._holder = holder
-        self._capacities = dict.fromkeys(self._queues, Capacity({}, settings.tenant_share))
+        self._capacities = {queue: Capacity({}, settings.tenant_share) for queue in self._queues}
         self._nudged = asyncio.Event()
         self._reap_from = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -100,7 +101,7 @@ class Dispatcher:
             if repair:
                 await self._repair(queue)
                 places = await self._consumers.places(queue)
-                self._capacities[queue] = Capacity(places, self._settings.tenant_share)
+                self._capacities[queue] = replace(self._capacities[queue], places=places)
             await self._dispatch(queue)
         except (PlatformError, SQLAlchemyError, RedisError) as error:
             if not isinstance(error, RedisError):
