@@ -36,7 +36,7 @@ _LOADERS: Final[dict[FileKind, Callable[[bytes], Document]]] = {
     "xlsx": xlsx.load,
     "odt": odt.load,
     "epub": epub.load,
-    "eml": eml.load,
+    "eml": lambda data: eml.load(data, _attached),
     "rtf": rtf.load,
 }
 
@@ -51,3 +51,11 @@ def load(data: bytes, filename: str) -> Document:
     if not document.blocks and not document.picture_pages:
         raise LoadError("invalid_file", "The file holds no text. Check that it is the right one and not empty.")
     return document
+
+
+def _attached(data: bytes, filename: str) -> Document:
+    if sniff(data, filename) == "eml":
+        raise LoadError(
+            "unsupported_file", "A mail attached as a file is not read: mails in mails could go on for ever."
+        )
+    return load(data, filename)

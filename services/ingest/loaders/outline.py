@@ -1,6 +1,7 @@
 """Collects blocks in reading order and remembers which headings stand above them."""
 
 import re
+from dataclasses import replace
 from typing import Final
 
 from services.ingest.document import Block, BlockKind, Document
@@ -50,6 +51,11 @@ class Outline:
             text = _BLANK_LINES.sub("\n", _TRAILING_SPACE.sub("", text)).strip()
         if text.strip():
             self.blocks.append(Block(text, kind, page, self._path))
+
+    def include(self, document: Document) -> None:
+        """Adds another document's blocks below the present headings; its pages are not this one's."""
+        path = self._path
+        self.blocks += [replace(block, page=None, heading_path=path + block.heading_path) for block in document.blocks]
 
     def document(
         self, media_type: str, *, title: str = "", page_count: int | None = None, picture_pages: tuple[int, ...] = ()

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from email.message import EmailMessage
 
 import pytest
 
@@ -167,6 +168,32 @@ def _pdf(*pages: str, width: int = 600, height: int = 800) -> bytes:
         objects[number + 1] = f"<< /Length {len(operators)} >> stream\n{operators}\nendstream"
     body = "\n".join(f"{number} 0 obj {content} endobj" for number, content in objects.items())
     return f"%PDF-1.4\n{body}\ntrailer << /Root 1 0 R /Size {len(objects) + 1} >>\n%%EOF".encode()
+
+
+def test_attachments_of_a_mail_are_read_under_their_names() -> None:
+    mail = EmailMessage()
+    mail["From"], mail["To"], mail["Subject"] = "a@example.org", "b@example.org", "The plans"
+    mail.set_content("See what is attached.")
+    inner = mail.as_bytes()
+    page = "BT /F 12 Tf 20 700 Td (The new pier is 90 m long.) Tj ET"
+    files = (
+        (_pdf("", page), "pdf", "pier.pdf"),
+        (b'{"cranes": 4}', "json", "harbour.json"),
+        (b"\x7fELF\x01", "octet-stream", "tool"),
+        (inner, "octet-stream", "inner.eml"),
+    )
+    for content, subtype, name in files:
+        mail.add_attachment(content, maintype="application", subtype=subtype, filename=name)
+    document = load(mail.as_bytes(), "plans.eml")
+    assert [(block.text, block.page, block.heading_path) for block in document.blocks[2:]] == [
+        ("Attachment: pier.pdf", None, ()),
+        ("The new pier is 90 m long.", None, ("Attachment: pier.pdf",)),
+        ("Attachment: harbour.json", None, ()),
+        ("cranes: 4", None, ("Attachment: harbour.json",)),
+        ("Attachment: tool", None, ()),
+        ("Attachment: inner.eml", None, ()),
+    ]
+    assert (document.title, document.blocks[1].text) == ("The plans", "See what is attached.")
 
 
 def test_pages_of_a_pdf_that_are_pictures_are_named() -> None:
