@@ -3,6 +3,7 @@
 Functions of the caller's transaction. Nudge the dispatcher after the commit, or wait for its next round.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -36,9 +37,16 @@ def start_shards(connection: Connection, messages: MessageSealer, tenant_id: str
     if not batches.accept(connection, tenant_id, batch_id, total):
         return False
     for first in range(0, total, SHARD_ITEMS):
-        shard = ShardRequest(batch_id=batch_id, first=first, last=min(first + SHARD_ITEMS, total) - 1)
-        submit(connection, messages, ANSWER_SHARD, shard, tenant_id=tenant_id, resource_id=batch_id)
+        _submit_shard(connection, messages, tenant_id, batch_id, first, min(first + SHARD_ITEMS, total) - 1)
     return True
+
+
+def divide_shard(
+    connection: Connection, messages: MessageSealer, tenant_id: str, batch_id: str, positions: Iterable[int]
+) -> None:
+    """Have the items at these positions answered by a job each."""
+    for position in positions:
+        _submit_shard(connection, messages, tenant_id, batch_id, position, position)
 
 
 def finalize_if_done(connection: Connection, messages: MessageSealer, tenant_id: str, batch_id: str) -> bool:
@@ -73,6 +81,13 @@ def drop_jobs(connection: Connection, tenant_id: str, batch_id: str, spec: JobSp
         # It may have ended since it was found, and then there is nothing to stop: the only error there can be.
         with suppress(PermanentError):
             ledger.cancel(connection, tenant_id, job_id)
+
+
+def _submit_shard(
+    connection: Connection, messages: MessageSealer, tenant_id: str, batch_id: str, first: int, last: int
+) -> None:
+    request = ShardRequest(batch_id=batch_id, first=first, last=last)
+    submit(connection, messages, ANSWER_SHARD, request, tenant_id=tenant_id, resource_id=batch_id)
 
 
 def _submit(

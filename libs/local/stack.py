@@ -118,6 +118,8 @@ def service_environment(state_dir: Path, ports: Ports, environ: Mapping[str, str
     return {
         **_base_environment(environ),
         **_model_environment(f"http://{LOOPBACK}:{ports.models}/v1", passed),
+        # By choice alone: the extra is here for the tests, and a page takes seconds of a core.
+        "OCR_PAGES": "0",
         **passed,
         # A proxy is for the models' hosts, never for this machine.
         **dict.fromkeys(("NO_PROXY", "no_proxy"), _no_proxy(environ)),

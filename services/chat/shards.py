@@ -1,6 +1,12 @@
-"""Batch items: the same pipeline, a shard of lines per job, each result into the batch's records as it comes."""
+"""Batch items: the same pipeline, a shard of lines per job, each result into the batch's records as it comes.
+
+Whatever an item does is its own result: one that fails has a line in the error file, and so has one that ends the
+process that answers it. To find that one, a shard whose worker died is divided into a job for each item.
+"""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -10,6 +16,7 @@ from libs.common.contracts.chat import BatchItem, JsonObject, ShardRequest
 from libs.common.contracts.requests import embedding_page
 from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
 from libs.common.keyring import Keyring
+from libs.common.logs import get_logger
 from libs.common.records import batches
 from libs.common.records.batches import PendingItem
 from libs.common.records.database import Database
@@ -17,6 +24,11 @@ from libs.common.tasks.jobs import JobRun
 from libs.common.tasks.wire import MessageSealer
 from services.chat.pipeline import AnswerPipeline, renderer_of
 from services.chat.rendering import Event
+
+_log = get_logger(__name__)
+_DEADLY: Final = RetryableError(
+    ErrorCode.SERVER_ERROR, "The processes that answered this request ended, each time; it is not tried again."
+)
 
 
 class ShardRunner:
@@ -46,6 +58,13 @@ class ShardRunner:
                 connection, job.tenant_id, request.batch_id, request.first, request.last
             )
         )
+        if job.suspect and len(pending) > 1:
+            await job.finish(lambda connection: self._divide(connection, request, pending, job))
+        else:
+            await self._answer(request, pending, job)
+        job.nudge()
+
+    async def _answer(self, request: ShardRequest, pending: Sequence[PendingItem], job: JobRun) -> None:
         slots = asyncio.Semaphore(self._concurrency)
         done = 0
 
@@ -61,16 +80,21 @@ class ShardRunner:
             if isinstance(outcome, BaseException):
                 raise outcome
         await job.finish(lambda connection: self._finalise_if_last(connection, request, job))
-        job.nudge()
 
     def _finalise_if_last(self, connection: Connection, request: ShardRequest, job: JobRun) -> None:
         batch_jobs.finalize_if_done(connection, self._messages, job.tenant_id, request.batch_id)
+
+    def _divide(
+        self, connection: Connection, request: ShardRequest, pending: Sequence[PendingItem], job: JobRun
+    ) -> None:
+        positions = [item.position for item in pending]
+        batch_jobs.divide_shard(connection, self._messages, job.tenant_id, request.batch_id, positions)
 
     async def _item(self, batch_id: str, pending: PendingItem, job: JobRun) -> None:
         context = (job.tenant_id, batch_id, str(pending.position))
         item = BatchItem.model_validate_json(self._sealer.open(pending.sealed_request, *context))
         try:
-            line = output_line(batch_id, item.position, item.custom_id, await self._answered(item, job.tenant_id))
+            line = output_line(batch_id, item.position, item.custom_id, await self._body(item, job))
             succeeded = True
         except PlatformError as error:
             if isinstance(error, RetryableError) and not job.is_last_error(error):
@@ -83,6 +107,17 @@ class ShardRunner:
                 connection, job.tenant_id, batch_id, item.position, succeeded=succeeded, sealed_result=sealed
             )
         )
+
+    async def _body(self, item: BatchItem, job: JobRun) -> JsonObject:
+        if job.suspect and job.is_last_error(_DEADLY):
+            raise _DEADLY
+        try:
+            return await self._answered(item, job.tenant_id)
+        except PlatformError:
+            raise
+        except Exception as error:
+            _log.error("a batch item failed", position=item.position, exc_info=error)
+            raise RetryableError(ErrorCode.SERVER_ERROR, "The server failed on this request.") from error
 
     async def _answered(self, item: BatchItem, tenant_id: str) -> JsonObject:
         if item.embed is not None:

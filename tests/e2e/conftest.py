@@ -31,6 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_BSP_SCHEDULE_DELAY": "200",
         "SEMANTIC_CACHE_TENANTS": SEMANTIC_TENANT,
+        "OCR_PAGES": "20",
     }
     state_dir = tmp_path_factory.mktemp("stack")
     with running_stack(state_dir, ports=free_ports(), environ=environ) as stack:

@@ -38,6 +38,7 @@ class JobRun:
 
     Attributes:
         is_last_error: whether an error, if it ended this attempt, would be the job's end.
+        suspect: whether a worker died that ran this job before; it runs alone for that.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class JobRun:
         next_step: Callable[[], None],
     ) -> None:
         self.is_last_error = is_last_error
+        self.suspect = claimed.suspect
         self._claimed = claimed
         self._database = database
         self._dispatcher = dispatcher

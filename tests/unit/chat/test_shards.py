@@ -13,7 +13,7 @@ from sqlalchemy import Connection, insert, select, update
 from libs.common import batch_jobs, keys, ledger
 from libs.common.contracts.batch import FINALIZE_BATCH
 from libs.common.contracts.chat import ANSWER_SHARD, BatchItem, EmbedRequest, Shape
-from libs.common.errors import ErrorCode, PermanentError, PlatformError, RetryableError
+from libs.common.errors import ErrorCode, PermanentError, RetryableError
 from libs.common.keyring import Keyring
 from libs.common.rag.embedder import Embedder, EmbedResult
 from libs.common.records import batches
@@ -43,7 +43,7 @@ class _Model:
     """A `Completer` that repeats what it is asked, but for the models that are named in `failures`."""
 
     def __init__(self) -> None:
-        self.failures: dict[str, PlatformError] = {}
+        self.failures: dict[str, Exception] = {}
         self.asked: Counter[str] = Counter()
         self.running = self.most_running = 0
 
@@ -218,6 +218,56 @@ async def test_on_the_last_try_a_passing_failure_is_the_items_result(shards: Sha
     assert shards.model.asked == Counter({"model-0": 1, "model-1": 3})
     assert [job.state for job in shards.jobs(ANSWER_SHARD.name)] == [ledger.SUCCEEDED]
     assert len(shards.jobs(FINALIZE_BATCH.name)) == 1
+
+
+def _kill_the_workers(shards: Shards, *, failures: int) -> None:
+    """What the ledger holds of shards whose workers died, so many times while they ran alone."""
+    suspects = update(jobs).where(jobs.c.name == ANSWER_SHARD.name, jobs.c.state == ledger.QUEUED)
+    shards.database.write_now(lambda c: c.execute(suspects.values(suspect=True, failures=failures)))
+
+
+async def test_a_shard_whose_worker_died_is_divided_into_its_items(shards: Shards) -> None:
+    shards.create(5)
+    answered = shards.database.write_now(
+        lambda c: batches.complete_item(c, _TENANT, _BATCH, 2, succeeded=True, sealed_result=b"sealed")
+    )
+    assert answered
+    _kill_the_workers(shards, failures=0)
+    await shards.run()
+    assert shards.model.asked.total() == 0
+    first, *single = shards.jobs(ANSWER_SHARD.name)
+    assert (first.state, len(single)) == (ledger.SUCCEEDED, 4)
+    assert not any(job.suspect for job in single)
+
+    await shards.run()
+    assert set(shards.statuses().values()) == {"succeeded"}
+    assert shards.model.asked == Counter({f"model-{n}": 1 for n in (0, 1, 3, 4)})
+    assert len(shards.jobs(FINALIZE_BATCH.name)) == 1
+
+
+@pytest.mark.parametrize(("failures", "status", "asked"), [(1, "succeeded", 1), (2, "failed", 0)])
+async def test_an_item_that_ends_its_workers_is_given_up_and_the_batch_goes_on(
+    shards: Shards, failures: int, status: str, asked: int
+) -> None:
+    shards.create(1)
+    _kill_the_workers(shards, failures=failures)
+    await shards.run()
+    assert shards.statuses() == {0: status}
+    assert shards.model.asked.total() == asked
+    assert shards.status == "finalizing"
+    if status == "failed":
+        assert shards.results()[0]["response"]["status_code"] == 500
+        assert "ended, each time" in shards.results()[0]["error"]["message"]
+
+
+async def test_a_fault_of_the_server_is_its_items_alone(shards: Shards) -> None:
+    shards.create(2)
+    shards.model.failures = {"model-1": ZeroDivisionError()}
+    for _ in range(3):
+        await shards.run()
+    assert shards.statuses() == {0: "succeeded", 1: "failed"}
+    assert shards.results()[1]["error"] == {"code": "server_error", "message": "The server failed on this request."}
+    assert shards.model.asked == Counter({"model-0": 1, "model-1": 3})
 
 
 async def test_a_shard_that_is_run_again_changes_nothing(shards: Shards) -> None:

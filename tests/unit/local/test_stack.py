@@ -176,3 +176,7 @@ def test_the_end_of_a_log_and_of_none(tmp_path: Path) -> None:
     log.write_bytes(b"1\n2\n\xff3\n")
     assert last_lines(log, 2) == ["2", "\ufffd3"]
     assert last_lines(tmp_path / "none.log", 2) == []
+
+
+def test_scans_are_read_by_choice_alone() -> None:
+    assert (_environment({})["OCR_PAGES"], _environment({"OCR_PAGES": "20"})["OCR_PAGES"]) == ("0", "20")
