@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from libs.common.contracts.chat import JsonObject, Shape
+from services.conversations import response_store
 from services.conversations.encryption import DataKey, DataKeys
 from services.conversations.item_store import SealedItem
 from services.conversations.response_store import StoredResponse
@@ -119,6 +120,20 @@ def response_body(keys: DataKeys, tenant_id: str, response: StoredResponse) -> J
     """
     key = keys.unwrap(tenant_id, response.id, response.wrapped_key)
     body: JsonObject = key.open(response.sealed_body, response.id, "body")
+    return body
+
+
+def kept_body(keys: DataKeys, tenant_id: str, response: StoredResponse, *, param: str | None = None) -> JsonObject:
+    """A response for who asks for it by its id.
+
+    One that was not to be stored is recorded with its conversation all the same, so that a repeated message finds it.
+
+    Raises:
+        PermanentError: NOT_FOUND for such a one, as for a missing one; DECRYPT_FAILED.
+    """
+    body = response_body(keys, tenant_id, response)
+    if body.get("store") is False:
+        raise response_store.missing(response.id, param=param)
     return body
 
 

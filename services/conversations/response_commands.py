@@ -7,7 +7,7 @@ from libs.common.records.database import Database
 from libs.common.records.paging import Page, PageQuery, listing
 from libs.common.tasks.replies import Reply
 from services.conversations import item_store, response_store
-from services.conversations.contents import response_body, response_input
+from services.conversations.contents import kept_body, response_input
 from services.conversations.encryption import DataKeys
 from services.conversations.response_store import StoredResponse
 
@@ -21,11 +21,12 @@ class ResponseCommands:
 
     async def retrieve(self, request: ResponseId, reply: Reply[Body]) -> None:
         """One stored response."""
-        response = await self._stored(reply.tenant_id, request.response_id)
-        await reply.done(Body(body=response_body(self._keys, reply.tenant_id, response)))
+        _, body = await self._stored(reply.tenant_id, request.response_id)
+        await reply.done(Body(body=body))
 
     async def delete(self, request: ResponseId, reply: Reply[Empty]) -> None:
         """Destroy a stored response; its conversation keeps its items."""
+        await self._stored(reply.tenant_id, request.response_id)
         await self._database.write(
             lambda connection: response_store.remove(connection, reply.tenant_id, request.response_id)
         )
@@ -33,13 +34,15 @@ class ResponseCommands:
 
     async def list_input_items(self, request: ListInputItems, reply: Reply[Body]) -> None:
         """A page of what a stored response was asked."""
-        response = await self._stored(reply.tenant_id, request.response_id)
+        response, _ = await self._stored(reply.tenant_id, request.response_id)
         items = response_input(self._keys, reply.tenant_id, response)
         query = PageQuery(request.after, request.limit, request.order)
         await reply.done(Body(body=listing(page_of(items, query))))
 
-    async def _stored(self, tenant_id: str, response_id: str) -> StoredResponse:
-        return await self._database.read(lambda connection: response_store.get(connection, tenant_id, response_id))
+    async def _stored(self, tenant_id: str, response_id: str) -> tuple[StoredResponse, JsonObject]:
+        """A response as it is stored, and as the client knows it."""
+        response = await self._database.read(lambda connection: response_store.get(connection, tenant_id, response_id))
+        return response, kept_body(self._keys, tenant_id, response)
 
 
 def page_of(items: list[JsonObject], query: PageQuery) -> Page[JsonObject]:

@@ -70,9 +70,14 @@ def get(
     """
     response = find(connection, tenant_id, response_id, shape, lock=lock)
     if response is None:
-        error = not_found(_NOUNS[shape], response_id)
-        raise PermanentError(error.code, error.message, param=param)
+        raise missing(response_id, shape, param=param)
     return response
+
+
+def missing(response_id: str, shape: Shape = Shape.RESPONSE, *, param: str | None = None) -> PermanentError:
+    """The error for an answer that nobody stored, or not for the one who asks."""
+    error = not_found(_NOUNS[shape], response_id)
+    return PermanentError(error.code, error.message, param=param)
 
 
 def page(

@@ -19,6 +19,7 @@ from libs.common.records.database import Database
 from libs.common.tasks.replies import DONE_BLOCK, Reply, sse_block
 from services.conversations import item_store, response_store, store
 from services.conversations.contents import (
+    kept_body,
     opened_item,
     opened_summary,
     response_body,
@@ -167,6 +168,7 @@ class Turns:
         chain = await self._database.read(
             lambda connection: response_store.chain(connection, tenant_id, response_id, limit=_MAX_CHAIN)
         )
+        kept_body(self._keys, tenant_id, chain[0], param="previous_response_id")
         items: list[JsonObject] = []
         for response in reversed(chain):
             items += response_input(self._keys, tenant_id, response)

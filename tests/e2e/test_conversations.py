@@ -1,10 +1,12 @@
 """Conversations through the official SDK, and that nothing of them lies in plain form on disk."""
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI, NotFoundError, OpenAI
+from openai.types.responses import Response
 
 from libs.local.running import Stack
 from tests.e2e.conftest import MODEL
@@ -31,6 +33,31 @@ def test_previous_response(client: OpenAI) -> None:
     client.responses.delete(second.id)
     with pytest.raises(NotFoundError):
         client.responses.retrieve(second.id)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_not_to_be_stored_is_in_its_conversation_only(client: OpenAI, *, stream: bool) -> None:
+    conversation = client.conversations.create()
+    text = "My parrot is called Joe."
+    answer: Response
+    if stream:
+        with client.responses.stream(model=MODEL, conversation=conversation.id, input=text, store=False) as events:
+            answer = events.get_final_response()
+    else:
+        answer = client.responses.create(model=MODEL, conversation=conversation.id, input=text, store=False)
+    assert answer.to_dict()["store"] is False
+    looks: tuple[Callable[[], object], ...] = (
+        lambda: client.responses.retrieve(answer.id),
+        lambda: list(client.responses.retrieve(answer.id, stream=True)),
+        lambda: client.responses.input_items.list(answer.id),
+        lambda: client.responses.delete(answer.id),
+        lambda: client.responses.create(model=MODEL, input="And now?", previous_response_id=answer.id),
+    )
+    for look in looks:
+        with pytest.raises(NotFoundError):
+            look()
+    later = client.responses.create(model=MODEL, conversation=conversation.id, input="What is my parrot called?")
+    assert "Joe" in later.output_text
 
 
 async def test_items_and_metadata(async_client: AsyncOpenAI) -> None:

@@ -55,7 +55,7 @@ async def _answered(
     interactive: Interactive, spec: TaskSpec[RequestT, Answer], message: RequestT, question: AnswerRequest
 ) -> Response:
     if question.stream:
-        stored = question.turn is not None
+        stored = question.turn is not None and question.echo.get("store") is not False
         return await interactive.stream(spec, message, call_id=question.id, keep_events=stored)
     return await interactive.body(spec, message, call_id=question.id)
 

@@ -77,6 +77,19 @@ def test_a_prompt_without_user_messages_has_no_question() -> None:
         ("J. Doe won.", ["J. Doe won."]),
         ("| a | b |\n| c | d |", ["| a | b |", "| c | d |"]),
         (" \n\n ", []),
+        (
+            (
+                "Sku | Name | Price\n"
+                "Sku: A-12; Name: Harbour crane, type 4; Price: 3.50; Notes: Sold out. Ask in May.\n"
+                "Sku: A-13; Name: Rope; Price: 4"
+            ),
+            [
+                "Sku | Name | Price",
+                "Sku: A-12; Name: Harbour crane, type 4; Price: 3.50; Notes: Sold out. Ask in May.",
+                "Sku: A-13; Name: Rope; Price: 4",
+            ],
+        ),
+        ("Note: pay first; then ask. It is simple.", ["Note: pay first; then ask.", "It is simple."]),
     ],
 )
 def test_split_sentences(text: str, sentences: list[str]) -> None:

@@ -14,6 +14,8 @@ _BEFORE_NUMBERS: Final = frozenset({"art", "ch", "fig", "figs", "no", "nos", "op
 _STOP: Final = re.compile(r"[.!?…]+[\"'”’»)\]]*(?:\[\d+\])*(?=\s|$)|[。！？｡]+[」』”’）]*")  # noqa: RUF001
 _LIST_ITEM: Final = re.compile(r"\s*(?:[-*•‣▪–]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\))\s+")  # noqa: RUF001
 _TABLE_ROW: Final = re.compile(r"\s*\||.*\t|.*\S\s*\|\s*\S")
+# A row of a table as it is read from a file of cells: every cell after the name of its column.
+_RECORD: Final = re.compile(r"[^:;]{1,60}: [^;]+(?:; [^:;]{1,60}: [^;]+)+$")
 _LAST_WORD: Final = re.compile(r"(\S+)\.$")
 _INITIALS: Final = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _WRAPPED_LINE_CHARACTERS: Final = 45
@@ -30,7 +32,7 @@ def split_sentences(text: str) -> list[str]:
     for block in _blocks(text.splitlines()):
         mark = _LIST_ITEM.match(block)
         body = " ".join(block[mark.end() if mark else 0 :].split())
-        found.extend(sentence for sentence in _sentences(body) if sentence)
+        found.extend([body] if _RECORD.match(body) else filter(None, _sentences(body)))
     return found
 
 
@@ -49,9 +51,13 @@ def _blocks(lines: list[str]) -> Iterator[str]:
 
 def _continues(previous: str, line: str) -> bool:
     """Whether `line` goes on with the sentence that the previous line left open at the margin."""
-    if not line.strip() or _LIST_ITEM.match(line) or _TABLE_ROW.match(line) or _TABLE_ROW.match(previous):
+    if not line.strip() or _LIST_ITEM.match(line) or _is_row(line) or _is_row(previous):
         return False
     return len(previous.strip()) >= _WRAPPED_LINE_CHARACTERS or line.lstrip()[0].islower()
+
+
+def _is_row(line: str) -> bool:
+    return is_table_row(line) or _RECORD.match(line.strip()) is not None
 
 
 def _sentences(text: str) -> Iterator[str]:
