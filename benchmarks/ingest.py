@@ -11,7 +11,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -22,7 +21,7 @@ import uvloop
 from rich.console import Console
 
 from benchmarks.documents import SampleFile, pdf_files, text_files
-from benchmarks.ingest_report import Usage, print_runs, print_stages
+from benchmarks.ingest_report import Outcome, Usage, print_runs, print_stages
 from benchmarks.stub_upstream import running_stub, stack_environment
 from libs.local.running import Stack, running_stack
 from libs.local.stack import INGEST_PROCESSES_VARIABLE
@@ -30,17 +29,6 @@ from libs.local.stack import INGEST_PROCESSES_VARIABLE
 DIMENSIONS: Final = 384
 _POLL_SECONDS: Final = 0.1
 _PATIENCE_SECONDS: Final = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One measured load of files."""
-
-    name: str
-    files: int
-    chunks: int
-    seconds: float
-    usage: Usage
 
 
 class Client:

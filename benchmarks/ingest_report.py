@@ -1,9 +1,8 @@
 """Where the time of an ingest benchmark went: CPU and memory by process, seconds by stage."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,9 +11,6 @@ from rich.table import Table
 
 from benchmarks.processes import children, cpu_seconds, ended_children_cpu_seconds, peak_memory_bytes
 from libs.local.running import Stack
-
-if TYPE_CHECKING:
-    from benchmarks.ingest import Outcome
 
 # Histograms of the gateway and of ingest, with the label that tells their rows apart.
 _HISTOGRAMS: Final = {
@@ -83,6 +79,17 @@ def _stages(urls: Sequence[str]) -> Stages:
                     kind = sample.name.endswith("_count")
                     values.setdefault(row, [0.0, 0.0])[kind] += sample.value
     return {row: (seconds, count) for row, (seconds, count) in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One measured load of files."""
+
+    name: str
+    files: int
+    chunks: int
+    seconds: float
+    usage: Usage
 
 
 def print_runs(console: Console, outcomes: Sequence[Outcome]) -> None:
