@@ -1,12 +1,13 @@
 """Which jobs get a place in a worker next: tenants share the places, and whoever has fewest under way comes first.
 
 On a busy machine each job takes the longer the more run beside it. So what is bounded is not only how long a newcomer
-waits for a place, but how many jobs of others run at all: those who were there of late share a part of the places.
+waits for a place, but how many jobs of others run at all: those who were there of late share a part of the places, and
+a smaller one while some of them have nothing waiting, whose next job is to take hardly longer than on an idle machine.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from math import ceil
@@ -21,6 +22,8 @@ from libs.common.records.tables import jobs
 # Without a live worker a few messages wait, so that the first one to come finds work at once.
 _FEWEST_PLACES: Final = 4
 _RECENT_SECONDS: Final = 10.0
+# Of their part, what is left to those with a backlog while there are others without: two jobs of 16 places.
+_BESIDE_OTHERS: Final = 0.25
 _ROUNDING: Final = 1e-9
 
 
@@ -31,12 +34,12 @@ class RecentTenants:
         self._clock = clock
         self._seen: dict[str, float] = {}
 
-    def count_with(self, tenants: Iterable[str]) -> int:
-        """How many there are, now that these were seen."""
+    def joined_by(self, tenants: Iterable[str]) -> Set[str]:
+        """Who they are, now that these were seen."""
         now = self._clock()
         self._seen |= dict.fromkeys(tenants, now)
         self._seen = {tenant: at for tenant, at in self._seen.items() if now - at < _RECENT_SECONDS}
-        return len(self._seen)
+        return self._seen.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,15 @@ class Capacity:
         """How many jobs may be dispatched or running at once: then a message hardly waits, and never behind many."""
         return max(_FEWEST_PLACES, sum(self.places.values()))
 
-    def share_with(self, tenants: Iterable[str]) -> int:
-        """How many of them each tenant may have, now that these have jobs due or under way; at least one."""
-        among = max(1, self.recent.count_with(tenants))
-        return max(1, ceil(self.total * self.tenant_share / among - _ROUNDING))
+    def share(self, recent: Set[str], backlogged: Set[str]) -> int:
+        """How many of them each of the `recent` tenants may have, of whom the `backlogged` have jobs waiting.
+
+        At least one.
+        """
+        places = self.total * self.tenant_share
+        if recent <= backlogged:
+            return max(1, ceil(places / max(1, len(recent)) - _ROUNDING))
+        return max(1, ceil(places * _BESIDE_OTHERS / max(1, len(backlogged)) - _ROUNDING))
 
 
 def take_dispatchable(connection: Connection, queue: str, capacity: Capacity) -> list[tuple[str, str, str]]:
@@ -75,22 +83,24 @@ def take_dispatchable(connection: Connection, queue: str, capacity: Capacity) ->
     under_way = _under_way(connection, queue, capacity)
     room = capacity.total - under_way.total()
     waiting_tenants = _waiting_tenants(connection, queue) if room > 0 else []
-    share = capacity.share_with([*under_way, *(row.tenant_id for row in waiting_tenants)])
-    turns = [
-        (under_way[row.tenant_id], row.oldest, row.tenant_id)
-        for row in waiting_tenants
-        if under_way[row.tenant_id] < share
-    ]
+    backlogged = {row.tenant_id for row in waiting_tenants}
+    recent = capacity.recent.joined_by([*under_way, *backlogged])
+    turns = [(under_way[row.tenant_id], row.oldest, row.tenant_id) for row in waiting_tenants]
     heapify(turns)
     waiting: dict[str, Iterator[Row[Any]]] = {}
     chosen: list[Row[Any]] = []
     while turns and len(chosen) < room:
         count, oldest, tenant_id = heappop(turns)
+        # Anew in every turn: whoever has few jobs came before this one, and may have no more of them.
+        share = capacity.share(recent, backlogged)
+        if count >= share:
+            continue
         if tenant_id not in waiting:
-            limit = min(room, share - count)
-            waiting[tenant_id] = _due_jobs(connection, queue, tenant_id, limit)
+            waiting[tenant_id] = _due_jobs(connection, queue, tenant_id, min(room, share - count))
         job = next(waiting[tenant_id], None)
-        if job is not None:
+        if job is None:
+            backlogged.discard(tenant_id)
+        else:
             chosen.append(job)
             heappush(turns, (count + 1, oldest, tenant_id))
     return _mark(connection, chosen)

@@ -342,9 +342,11 @@ def test_tenants_take_turns_within_their_shares(database: Database) -> None:
     # Two of them share half of 12 places.
     assert [tenant for _, tenant, _ in _take(database, places=12, share=0.5)] == ["a", "b", "a", "b", "a"]
     assert _take(database, places=12, share=0.5) == []
-    claimed = _claim(database, "job_a0")
+    claimed = [_claim(database, job_id) for job_id in ("job_a0", "job_a1")]
     assert _take(database, places=12, share=0.5) == [], "a running job keeps its place"
-    database.write_now(lambda c: ledger.succeed(c, claimed.id, claimed.attempt))
+    for job in claimed:
+        database.write_now(lambda c, done=job: ledger.succeed(c, done.id, done.attempt))  # type: ignore[misc]
+    # The other has nothing waiting any more: a quarter of the half.
     assert [job_id for job_id, _, _ in _take(database, places=12, share=0.5)] == ["job_a3"]
 
 
@@ -383,9 +385,12 @@ def test_who_was_there_of_late_is_left_room(database: Database) -> None:
     _submit(database, "job_b", tenant_id="b")
     assert take_and_do() == {"a": 2, "b": 1}
     now += 9.0
-    assert take_and_do() == {"a": 2}, "the other was there 9 s ago"
+    assert take_and_do() == {"a": 1}, "the other was there 9 s ago"
     now += 2.0
     assert take_and_do() == {"a": 4}
+    for number in range(50):
+        _submit(database, f"job_c{number}", tenant_id="c")
+    assert take_and_do() == {"a": 2, "c": 2}, "nobody is there without a backlog"
 
 
 def test_jobs_of_a_dead_worker_take_no_place(database: Database) -> None:
@@ -420,7 +425,8 @@ def test_concurrent_dispatchers_take_no_job_twice(database: Database) -> None:
         return [job_id for places in range(10, 70, 10) for job_id, _, _ in _take(database, places=places)]
 
     taken = Counter(job_id for round_ in _at_once(6, dispatch) for job_id in round_)
-    taken.update(job_id for job_id, _, _ in _take(database))
+    # So many that even one with a backlog beside others may have all of its jobs under way.
+    taken.update(job_id for job_id, _, _ in _take(database, places=256))
     assert len(taken) == 60
     assert set(taken.values()) == {1}
 

@@ -104,8 +104,9 @@ class _Poison:
                 return StreamingResponse(_spaces(1, 0.2), media_type="application/json")
             case _:
                 await self._freeze(kind, pid, job.attempt)
-                # What this attempt makes of it comes too late. An answer would be cached, and the next attempt cured.
-                return Response(status_code=500)
+                # What this attempt makes of it comes too late. An answer would be cached, and the next attempt cured;
+                # after 500 it would ask again, and strike in the next attempt's stead.
+                return Response(status_code=400)
         await asyncio.sleep(600)  # whoever asked is dead
         return None
 
