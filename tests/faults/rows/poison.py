@@ -103,11 +103,10 @@ class _Poison:
             case "drips":
                 return StreamingResponse(_spaces(1, 0.2), media_type="application/json")
             case _:
+                # What this attempt would make of an answer comes too late, and of an error it would ask again: then it
+                # would strike in the stead of the next attempt.
                 await self._freeze(kind, pid, job.attempt)
-                # What this attempt makes of it comes too late. An answer would be cached, and the next attempt cured;
-                # after 500 it would ask again, and strike in the next attempt's stead.
-                return Response(status_code=400)
-        await asyncio.sleep(600)  # whoever asked is dead
+        await asyncio.sleep(600)  # whoever asked is dead, or has lost the job
         return None
 
     async def _freeze(self, kind: str, pid: int, attempt: int) -> None:
