@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -54,7 +56,7 @@ async def poison_jobs(harness: Harness) -> RowResult:
     await poison.send(client, documents)
     count = max(10, round(1000 * harness.scale))
     sending = asyncio.create_task(workload.send_documents(client, documents, count))
-    killed = await _kill_bystanders(harness, max(0, round(50 * harness.scale)))
+    killed = await _kill_bystanders(harness, poison, max(0, round(50 * harness.scale)))
     await sending
     result.recovery_seconds = await eventually(poison.given_up, 420.0, "the poison jobs were not given up")
     await workload.until_ingested(harness, documents, 300.0)
@@ -72,10 +74,13 @@ class _Poison:
 
     Attributes:
         alone: how often each kind struck while it ran alone.
+        frozen: the process that stands still for one of them. Whoever stops or continues a process holds `signals`.
     """
 
     def __init__(self, harness: Harness) -> None:
         self.alone: Counter[str] = Counter()
+        self.frozen: int | None = None
+        self.signals = threading.Lock()
         self._harness = harness
         self._kinds = list(_ENDS) if harness.scale >= _SMALL_SCALE else ["kills"]
         self._files: dict[str, str] = {}
@@ -110,7 +115,7 @@ class _Poison:
         return None
 
     async def _freeze(self, kind: str, pid: int, attempt: int) -> None:
-        os.kill(pid, signal.SIGSTOP)
+        await asyncio.to_thread(self._signal, pid, signal.SIGSTOP)
         try:
             while True:
                 await asyncio.sleep(0.2)
@@ -118,7 +123,12 @@ class _Poison:
                 if (job.state, job.attempt) != (ledger.RUNNING, attempt):
                     return
         finally:
-            os.kill(pid, signal.SIGCONT)
+            self._signal(pid, signal.SIGCONT)
+
+    def _signal(self, pid: int, number: signal.Signals) -> None:
+        with self.signals, suppress(ProcessLookupError):  # it may be killed while it stands still
+            self.frozen = pid if number is signal.SIGSTOP else None
+            os.kill(pid, number)
 
     def _job_now(self, kind: str) -> "Row[tuple[Any, ...]]":
         return self._harness.database.read_now(lambda connection: _job_of(connection, self._files[kind]))
@@ -188,27 +198,29 @@ async def _attach(client: Client, documents: workload.Documents, file_id: str) -
     assert attached.is_success
 
 
-async def _kill_bystanders(harness: Harness, count: int) -> int:
+async def _kill_bystanders(harness: Harness, poison: _Poison, count: int) -> int:
     """Kill workers in the midst of jobs, but none with a job alone: nobody could tell whose fault that was."""
     killed = 0
     for _ in range(count * 100):
         if killed == count:
             break
-        killed += await asyncio.to_thread(_kill_if_busy, harness, harness.random.choice(_INGEST))
+        killed += await asyncio.to_thread(_kill_if_busy, harness, poison, harness.random.choice(_INGEST))
         await asyncio.sleep(0.1)
     return killed
 
 
-def _kill_if_busy(harness: Harness, name: str) -> bool:
-    pid = harness.signal(name, signal.SIGSTOP)  # what the ledger says of it stays true until it is dead
-    if pid is None:
+def _kill_if_busy(harness: Harness, poison: _Poison, name: str) -> bool:
+    with poison.signals:
+        pid = harness.signal(name, signal.SIGSTOP)  # what the ledger says of it stays true until it is dead
+        if pid is None:
+            return False
+        held = harness.database.read_now(lambda connection: _held_by(connection, pid))
+        if len(held) > 1 and not any(held):
+            os.kill(pid, signal.SIGKILL)
+            return True
+        if pid != poison.frozen:
+            os.kill(pid, signal.SIGCONT)
         return False
-    held = harness.database.read_now(lambda connection: _held_by(connection, pid))
-    if len(held) > 1 and not any(held):
-        os.kill(pid, signal.SIGKILL)
-        return True
-    os.kill(pid, signal.SIGCONT)
-    return False
 
 
 def _held_by(connection: Connection, pid: int) -> list[bool]:
