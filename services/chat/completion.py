@@ -5,6 +5,7 @@ The raw streaming form with models of only what is used: parsed chunks by the SD
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -34,6 +35,9 @@ _MAX_UPSTREAMS: Final = 256
 _LINGER_SECONDS: Final = 0.5
 _MAX_LINE_BYTES: Final = 1 << 20
 _MAX_TOOL_CALLS: Final = 128
+# A parameter as OpenAI names it in an error: `response_format`, `messages[0].content`.
+_NAME: Final = re.compile(r"[a-z_]+(?:\[\d+\]|\.[a-z_]+)*")
+_LONGEST_NAME: Final = 64
 _FINISH_REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filter"})
 # The SDK lets some failures through as its transport raised them: all while reading, and answers that are not HTTP.
 TRANSPORT_ERRORS: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
@@ -250,9 +254,12 @@ def _bad_response() -> RetryableError:
 
 
 def translated_error(error: Exception) -> PlatformError:
-    """Our error for one of the SDK's, its transport's or the socket's; nothing of the upstream's text is shown."""
+    """Our error for one of the SDK's, its transport's or the socket's.
+
+    Nothing of the upstream's text is shown, but for the name of a parameter.
+    """
     if isinstance(error, openai.APIStatusError):
-        return _status_error(error.status_code, error.code)
+        return _status_error(error.status_code, error.code, error.param)
     if _timed_out(error):
         return RetryableError(ErrorCode.LLM_TIMEOUT, "The model's server did not answer in time. Try again.")
     return RetryableError(ErrorCode.LLM_UNAVAILABLE, "The model's server cannot be reached or broke off. Try again.")
@@ -267,7 +274,7 @@ def _timed_out(error: BaseException | None) -> bool:
     return False
 
 
-def _status_error(status: int, code: str | None) -> PlatformError:
+def _status_error(status: int, code: str | None, param: str | None) -> PlatformError:
     if code == "context_length_exceeded" and status in (400, 413, 422):
         message = "The prompt, with its history and passages, is longer than this model can read."
         return PermanentError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
@@ -276,7 +283,9 @@ def _status_error(status: int, code: str | None) -> PlatformError:
     if status == 404:
         return PermanentError(ErrorCode.MODEL_NOT_FOUND, "The model's server does not know this model.", param="model")
     if status in (400, 413, 422):
-        return PermanentError(ErrorCode.INVALID_VALUE, "The model's server refused the request's content or options.")
+        blamed = param if isinstance(param, str) and len(param) <= _LONGEST_NAME and _NAME.fullmatch(param) else None
+        what = f"what it got as '{blamed}'" if blamed else "the request's content or options"
+        return PermanentError(ErrorCode.INVALID_VALUE, f"The model's server refused {what}.")
     if status == 429:
         return RetryableError(ErrorCode.LLM_UNAVAILABLE, "The model's server is at its limit. Try again.")
     return RetryableError(ErrorCode.LLM_UNAVAILABLE, "The model's server failed. Try again.")

@@ -139,9 +139,9 @@ def _hangs(*pieces: bytes, head: bytes = _HEAD) -> Play:
     return play
 
 
-def _refuses(status: int) -> Play:
+def _refuses(status: int, param: object = None) -> Play:
     async def play(_upstream: Upstream, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        body = orjson.dumps({"error": {"message": _CANARY, "code": _CANARY, "type": _CANARY}})
+        body = orjson.dumps({"error": {"message": _CANARY, "code": _CANARY, "type": _CANARY, "param": param}})
         writer.write(f"HTTP/1.1 {status} {_CANARY}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
 
@@ -309,6 +309,19 @@ async def test_a_stream_cut_in_the_middle_is_an_error_and_not_tried_again(pieces
 async def test_a_refusal_that_will_not_change_is_not_tried_again(status: int, code: ErrorCode) -> None:
     error, requests = await _failure(_refuses(status))
     assert (type(error), error.code, requests) == (PermanentError, code, 1)
+
+
+@pytest.mark.parametrize(
+    ("param", "blamed"),
+    [
+        ("response_format", "what it got as 'response_format'"),
+        ("messages[0].content", "what it got as 'messages[0].content'"),
+        *((param, "the request's content or options") for param in (None, 7, f"{_CANARY} /x", "a" * 65)),
+    ],
+)
+async def test_a_refusal_names_the_parameter_and_no_other_text(param: object, blamed: str) -> None:
+    error, _ = await _failure(_refuses(400, param))
+    assert error.message == f"The model's server refused {blamed}."
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
