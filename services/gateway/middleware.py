@@ -80,6 +80,10 @@ class RequestFrame:
             raise PermanentError(
                 ErrorCode.HEADERS_TOO_LARGE, f"The headers are larger than {self._settings.max_header_bytes} bytes."
             )
+        encodings = [value.lower() for name, value in scope["headers"] if name == b"content-encoding"]
+        if any(encoding != b"identity" for encoding in encodings):
+            message = "Bodies are taken as they are: send this one without 'Content-Encoding'."
+            raise PermanentError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
 
     def _record(self, scope: Scope, route: str, exchange: "_Exchange") -> None:
         seconds = time.perf_counter() - exchange.started

@@ -1,5 +1,6 @@
 """Bad input gets our error body with its code: never a 500, never a hang."""
 
+import gzip
 import secrets
 from typing import Any
 
@@ -27,7 +28,10 @@ def assert_error(reply: httpx.Response, status: int, code: str, param: str | Non
 RAW_BODIES: list[tuple[bytes, str]] = [
     (b"", "invalid_json"),
     (b"{", "invalid_json"),
-    (b'{"model": NaN}', "invalid_json"),
+    (b'{"model": NaN}', "invalid_value"),
+    (b'{"model": -Infinity}', "invalid_value"),
+    (b'{"model": 1e999}', "invalid_value"),
+    (b'{"model": NaN', "invalid_json"),
     (b'{"model": "\\ud800"}', "invalid_unicode"),
     (b'{"model": "a\\u0000b"}', "invalid_unicode"),
     (b"\xff\xfe", "invalid_unicode"),
@@ -42,6 +46,13 @@ RAW_BODIES: list[tuple[bytes, str]] = [
 @pytest.mark.parametrize(("body", "code"), RAW_BODIES, ids=range(len(RAW_BODIES)))
 def test_bodies_that_are_no_request(http: httpx.Client, body: bytes, code: str) -> None:
     assert_error(http.post(CHAT, content=body, headers=JSON), 400, code)
+
+
+def test_a_compressed_body_is_refused(http: httpx.Client) -> None:
+    body = gzip.compress(b'{"model": "docent-extractive"}')
+    assert_error(
+        http.post(CHAT, content=body, headers=JSON | {"Content-Encoding": "gzip"}), 415, "unsupported_media_type"
+    )
 
 
 CHAT_BODIES: list[tuple[dict[str, Any], int, str, str | None]] = [

@@ -1,5 +1,6 @@
 """Strict JSON and errors that name the field at fault without echoing it, for bodies over HTTP and in batches."""
 
+import json
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -26,6 +27,9 @@ def parse_json(raw: bytes) -> Any:  # noqa: ANN401 - JSON is any value
             raise PermanentError(ErrorCode.INVALID_UNICODE, "The body holds invalid Unicode.") from None
         if "depth limit" in error.msg:
             raise _too_deep() from None
+        if _would_do_but_for_a_number(raw):
+            message = "The body holds a number that JSON does not have: NaN, Infinity, or one that is too large."
+            raise PermanentError(ErrorCode.INVALID_VALUE, message) from None
         raise PermanentError(
             ErrorCode.INVALID_JSON, f"The body is not valid JSON (line {error.lineno}, column {error.colno})."
         ) from None
@@ -54,6 +58,15 @@ def field_error(fault: Any) -> PermanentError:  # noqa: ANN401 - pydantic's and 
         return PermanentError(ErrorCode.UNKNOWN_FIELD, "Unknown parameter in the body.", param=param)
     message = fault["msg"].removeprefix("Value error, ").replace("Tuple", "List")  # JSON has lists
     return PermanentError(ErrorCode.INVALID_VALUE, f"Invalid value for '{param or 'body'}': {message}.", param=param)
+
+
+def _would_do_but_for_a_number(raw: bytes) -> bool:
+    """Whether Python's own parser takes what the strict one refused: it knows NaN, and reads 1e999 as infinity."""
+    try:
+        json.loads(raw.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _check_content(content: object) -> None:
