@@ -1,5 +1,6 @@
 """Kinds of files by content, and charsets."""
 
+import hashlib
 import io
 import zipfile
 
@@ -54,6 +55,8 @@ def test_content_decides_and_the_name_only_between_texts(data: bytes, name: str,
         (b"\x7fELF\x02\x01\x01\x00", "unsupported_file", "program"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "unsupported_file", "image"),
         (bytes(range(1, 9)) * 100, "unsupported_file", "binary"),
+        (hashlib.shake_128(b"short").digest(300), "unsupported_file", "binary"),
+        (hashlib.shake_128(b"long").digest(300_000), "unsupported_file", "binary"),
         (_zip(readme="x"), "unsupported_file", "ZIP"),
         (b"PK\x03\x04 and then nothing", "invalid_file", "damaged"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "unsupported_file", "old Office"),
