@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGALRM, SIGKILL, SIGXCPU
@@ -107,11 +106,18 @@ class Readers:
         self, control: socket.socket, file: BinaryIO, request: Request, limits: ParseLimits, owner: str
     ) -> bytes | None:
         """A reader's reply, or None when the server has gone."""
-        reader = self._take_idle(limits, owner) or _Reader.fork(control, limits, owner)
+        reader = self._take_idle(limits, owner)
+        if reader is not None and not reader.begin(file, request):
+            # It died while it waited, which is no verdict on this file.
+            reader.close()
+            reader = None
         if reader is None:
-            return None
+            reader = _Reader.fork(control, limits, owner)
+            if reader is None:
+                return None
+            reader.begin(file, request)  # one that dies at once tells by its results
         try:
-            reply = await reader.read(file, request)
+            reply = await reader.reply()
         except BaseException:
             reader.close()
             raise
@@ -191,17 +197,22 @@ class _Reader:
         self._requests.close()
         self._results.close()
 
-    async def read(self, file: BinaryIO, request: Request) -> bytes | None:
-        """Its reply, or None when the server has gone.
+    def begin(self, file: BinaryIO, request: Request) -> bool:
+        """Give it a file; False if it is dead."""
+        self.goes_on = False
+        file.seek(0)
+        try:
+            socket.send_fds(self._requests, [orjson.dumps(request)], [file.fileno()])
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    async def reply(self) -> bytes | None:
+        """Its reply to what it was given, or None when the server has gone.
 
         Raises:
             LoadError: it was stopped by a limit or crashed.
         """
-        self.goes_on = False
-        file.seek(0)
-        # One that has just died tells by its results.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self._requests, [orjson.dumps(request)], [file.fileno()])
         try:
             async with asyncio.timeout(self.limits.wall_seconds + _GRACE_SECONDS):
                 received = await self._receive()

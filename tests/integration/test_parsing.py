@@ -15,7 +15,7 @@ import uvloop
 from services.ingest.document import Document, LoadError
 from services.ingest.parser_server import FILES_PER_FORK
 from services.ingest.parsing import Parser
-from services.ingest.readers import ParseLimits
+from services.ingest.readers import ParseLimits, _Reader
 
 _FILES = Path(__file__).parents[2] / "../shared/quality/files"
 _SLOW_HTML = "<div>" * 100_000  # seconds of work, since the HTML standard's tree building is quadratic in depth
@@ -201,7 +201,12 @@ async def test_each_file_has_its_own_processor_time(parser: Parser, tmp_path: Pa
         await _parse(parser, _write(tmp_path, _SLOW_HTML), "a.html", limits)
 
 
-async def test_a_process_that_died_while_it_waited_is_replaced(parser: Parser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", [True, False], ids=["seen dead", "found dead"])
+async def test_a_process_that_died_while_it_waited_is_replaced(
+    parser: Parser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seen: bool
+) -> None:
+    if not seen:  # it dies just after it was looked at
+        monkeypatch.setattr(_Reader, "is_alive", lambda _: True)
     path = _write(tmp_path, "still here")
     await _parse(parser, path, "a.txt")
     (waiting,) = await _forks(parser)
