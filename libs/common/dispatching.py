@@ -61,14 +61,12 @@ class Capacity:
         return max(_FEWEST_PLACES, sum(self.places.values()))
 
     def share(self, recent: Set[str], backlogged: Set[str]) -> int:
-        """How many of them each of the `recent` tenants may have, of whom the `backlogged` have jobs waiting.
+        """How many of them each of the `backlogged` tenants may have, who are some or all of the `recent` ones.
 
         At least one.
         """
-        places = self.total * self.tenant_share
-        if recent <= backlogged:
-            return max(1, ceil(places / max(1, len(recent)) - _ROUNDING))
-        return max(1, ceil(places * _BESIDE_OTHERS / max(1, len(backlogged)) - _ROUNDING))
+        places = self.total * self.tenant_share * (1 if backlogged == recent else _BESIDE_OTHERS)
+        return max(1, ceil(places / len(backlogged) - _ROUNDING))
 
 
 def take_dispatchable(connection: Connection, queue: str, capacity: Capacity) -> list[tuple[str, str, str]]:

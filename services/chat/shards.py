@@ -6,7 +6,6 @@ process that answers it. To find that one, a shard whose worker died is divided 
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
 
 from sqlalchemy import Connection
 
@@ -26,9 +25,6 @@ from services.chat.pipeline import AnswerPipeline, renderer_of
 from services.chat.rendering import Event
 
 _log = get_logger(__name__)
-_DEADLY: Final = RetryableError(
-    ErrorCode.SERVER_ERROR, "The processes that answered this request ended, each time; it is not tried again."
-)
 
 
 class ShardRunner:
@@ -109,8 +105,11 @@ class ShardRunner:
         )
 
     async def _body(self, item: BatchItem, job: JobRun) -> JsonObject:
-        if job.suspect and job.is_last_error(_DEADLY):
-            raise _DEADLY
+        death = RetryableError(
+            ErrorCode.SERVER_ERROR, "The processes that answered this request ended, each time; it is not tried again."
+        )
+        if job.suspect and job.is_last_error(death):
+            raise death
         try:
             return await self._answered(item, job.tenant_id)
         except PlatformError:

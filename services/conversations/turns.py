@@ -168,11 +168,10 @@ class Turns:
         chain = await self._database.read(
             lambda connection: response_store.chain(connection, tenant_id, response_id, limit=_MAX_CHAIN)
         )
-        kept_body(self._keys, tenant_id, chain[0], param="previous_response_id")
         items: list[JsonObject] = []
         for response in reversed(chain):
             items += response_input(self._keys, tenant_id, response)
-            items += response_body(self._keys, tenant_id, response)["output"]
+            items += kept_body(self._keys, tenant_id, response, param="previous_response_id")["output"]
         return items
 
     def commit(self, connection: Connection, tenant_id: str, request: CloseTurn) -> JsonObject:

@@ -80,8 +80,7 @@ class RequestFrame:
             raise PermanentError(
                 ErrorCode.HEADERS_TOO_LARGE, f"The headers are larger than {self._settings.max_header_bytes} bytes."
             )
-        encodings = [value.lower() for name, value in scope["headers"] if name == b"content-encoding"]
-        if any(encoding != b"identity" for encoding in encodings):
+        if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in scope["headers"]):
             message = "Bodies are taken as they are: send this one without 'Content-Encoding'."
             raise PermanentError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
 

@@ -139,8 +139,8 @@ def _refuse_binary(data: bytes) -> None:
     marked = any(data.startswith(mark) for mark, _ in _BOMS) or _utf16_without_mark(data)
     controls = sum(byte < 32 and byte not in b"\t\n\r\x0b\x0c\x1b" for byte in sample)
     # A tenth of compressed or encrypted bytes are controls; a text may have picked up a few.
-    most = max(_STRAY_CONTROLS, len(sample) // 20)
-    if not marked and (controls > most or controls * 5 > len(sample)):
+    most = min(len(sample) // 5, max(_STRAY_CONTROLS, len(sample) // 20))
+    if not marked and controls > most:
         raise LoadError("unsupported_file", "The file holds binary data of an unknown kind, not text.")
 
 

@@ -44,18 +44,22 @@ async def create_response(
     if body.conversation_id is None and body.previous_response_id is None:
         if question.turn is None:
             return await answer_cache.answered(interactive, question)
-        return await _answered(interactive, ANSWER, question, question)
+        return await _answered(interactive, ANSWER, question, question, stored=body.is_stored)
     opening = OpenTurn(
         answer=question, conversation_id=body.conversation_id, previous_response_id=body.previous_response_id
     )
-    return await _answered(interactive, OPEN_TURN, opening, question)
+    return await _answered(interactive, OPEN_TURN, opening, question, stored=body.is_stored)
 
 
 async def _answered(
-    interactive: Interactive, spec: TaskSpec[RequestT, Answer], message: RequestT, question: AnswerRequest
+    interactive: Interactive,
+    spec: TaskSpec[RequestT, Answer],
+    message: RequestT,
+    question: AnswerRequest,
+    *,
+    stored: bool,
 ) -> Response:
     if question.stream:
-        stored = question.turn is not None and question.echo.get("store") is not False
         return await interactive.stream(spec, message, call_id=question.id, keep_events=stored)
     return await interactive.body(spec, message, call_id=question.id)
 
